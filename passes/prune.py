@@ -1,0 +1,155 @@
+"""``prune``: set the weights of smallest magnitude to zero.
+
+Before::
+
+    fc_weight = const            # dense
+    y = R.matmul(x, fc_weight)
+
+After ``Prune(sparsity=0.9)``::
+
+    fc_weight = const            # 90 % of its elements are 0.0
+    y = R.matmul(x, fc_weight)
+
+Source: Han et al., Learning both Weights and Connections (arXiv 1506.02626), section 3; Deep
+Compression (arXiv 1510.00149), section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from tvm_compress import edge, ir
+from tvm_compress.errors import OptionError, PassError
+from tvm_compress.passes.base import Pass
+
+__all__ = ["Prune", "check_weight", "keep_largest", "option_by_layer"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Magnitude pruning, unstructured, of every weight of a convolution or product.
+
+    Args:
+        sparsity: share of the weights that are zero afterwards, 0..1.
+        scope: ``layer`` prunes each weight tensor to ``sparsity``; ``global`` prunes all tensors
+            together, by one threshold on the magnitude.
+        layers: sparsity by pattern of the weight's name (``fc*``), in place of ``sparsity``; the
+            first pattern that fits counts. With ``global`` scope those tensors stand apart.
+
+    Raises:
+        OptionError: a sparsity outside 0..1, or a pattern that fits no weight.
+        PassError: a weight is shared already, is not float or is not finite.
+    """
+
+    name: ClassVar[str] = "prune"
+
+    sparsity: float = 0.9
+    scope: Literal["layer", "global"] = "layer"
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for value in (self.sparsity, *self.layers.values()):
+            if not 0.0 <= value <= 1.0:
+                raise OptionError(f"prune: the sparsity is {value}; expected a number from 0 to 1.")
+        if self.scope not in ("layer", "global"):
+            raise OptionError(f"prune: the scope is {self.scope}; expected layer or global.")
+
+    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
+        """Give the module with pruned weights."""
+        weights = ir.weights(mod)
+        wanted = option_by_layer(self.name, weights, self.layers)
+        dense = {name: check_weight(self.name, w) for name, w in weights.items()}
+        apart = {n: v for n, v in dense.items() if self.scope == "layer" or n in wanted}
+        pruned = {n: keep_largest(v, wanted.get(n, self.sparsity)) for n, v in apart.items()}
+        together = {n: v for n, v in dense.items() if n not in apart}
+        if together:
+            flat = np.concatenate([v.ravel() for v in together.values()])
+            flat = keep_largest(flat, self.sparsity)
+            parts = np.split(flat, np.cumsum([v.size for v in together.values()])[:-1])
+            for (name, value), part in zip(together.items(), parts, strict=True):
+                # Tensors of two dtypes meet in the wider one.
+                pruned[name] = part.reshape(value.shape).astype(value.dtype)
+        return ir.replace_parameters(mod, {n: edge.constant(v) for n, v in pruned.items()})
+
+
+def keep_largest(weights: NDArray[Any], sparsity: float) -> NDArray[Any]:
+    """Set exactly ``round(sparsity * size)`` elements to zero, the smallest by magnitude.
+
+    Among equal magnitudes the later element goes first, so the result is unique.
+
+    >>> keep_largest(np.array([[0.5, -2.0], [0.1, 1.0]], "float32"), 0.5)
+    array([[ 0., -2.],
+           [ 0.,  1.]], dtype=float32)
+    """
+    drop = round(sparsity * weights.size)
+    result = weights.copy()
+    if drop == 0:
+        return result
+    magnitude = np.abs(weights).ravel()
+    threshold = np.partition(magnitude, drop - 1)[drop - 1]
+    flat = result.reshape(-1)
+    smaller = magnitude < threshold
+    equal = np.flatnonzero(magnitude == threshold)
+    flat[smaller] = 0
+    flat[equal[equal.size - (drop - int(smaller.sum())) :]] = 0
+    return result
+
+
+def check_weight(pass_name: str, weight: ir.Weight) -> NDArray[Any]:
+    """Give a weight's dense value if it is float, not shared and finite.
+
+    Raises:
+        PassError: otherwise.
+    """
+    name, value = weight.name, weight.parameter.value
+    if weight.parameter.shared:
+        order = "" if pass_name == "share-weights" else f"{pass_name} before share-weights, and "
+        raise PassError(
+            f"{pass_name}: the weight {name} is already shared; expected a dense weight: run "
+            f"{order}share-weights once."
+        )
+    if value.dtype.kind != "f":
+        raise PassError(
+            f"{pass_name}: the weight {name} is {value.dtype}; expected float32: run {pass_name} "
+            "before the network is quantised."
+        )
+    for what, wrong in (("NaN", np.isnan(value)), ("infinite value", np.isinf(value))):
+        if wrong.any():
+            raise PassError(
+                f"{pass_name}: the weight {name} holds {int(wrong.sum())} {what}; expected "
+                "numbers: load the network again or lower the learning rate."
+            )
+    return value
+
+
+def option_by_layer(
+    pass_name: str, weights: Mapping[str, ir.Weight], patterns: Mapping[str, _T]
+) -> dict[str, _T]:
+    """Give each weight's option by the first pattern that fits its name.
+
+    Raises:
+        OptionError: a pattern that fits no weight.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in weights):
+            raise OptionError(
+                f"{pass_name}: the pattern {pattern} fits no weight; the weights are "
+                f"{', '.join(weights) or 'none'}."
+            )
+    chosen: dict[str, _T] = {}
+    for name in weights:
+        for pattern, option in patterns.items():
+            if fnmatchcase(name, pattern):
+                chosen[name] = option
+                break
+    return chosen

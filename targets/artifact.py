@@ -1,0 +1,126 @@
+"""What a build gives, and what a target is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from numpy.typing import NDArray
+
+from tvm_compress.errors import OptionError
+
+if TYPE_CHECKING:
+    import tvm
+
+__all__ = ["Artifact", "Profile", "Size", "Target"]
+
+Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
+
+
+class LayerProfile(Protocol):
+    """One layer's cost."""
+
+    @property
+    def name(self) -> str:
+        """The variable in the IR that the layer computes."""
+
+    @property
+    def kind(self) -> str:
+        """Operator and layout of its weights."""
+
+    @property
+    def instructions(self) -> int:
+        """Instructions of one inference."""
+
+
+class Profile(Protocol):
+    """What one inference costs."""
+
+    @property
+    def instructions(self) -> int:
+        """Instructions of one inference; the sum of its layers."""
+
+    @property
+    def layers(self) -> tuple[LayerProfile, ...]:
+        """The layers in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes that an artifact takes on its machine, in all and by parts that sum to the totals.
+
+    ``flash`` has code, weights and constants; ``ram`` has arena, inputs, outputs, static and
+    stack (the deepest stack, measured by painting).
+    """
+
+    flash: Mapping[str, int]
+    ram: Mapping[str, int]
+
+    @property
+    def flash_bytes(self) -> int:
+        """All bytes of flash."""
+        return sum(self.flash.values())
+
+    @property
+    def ram_bytes(self) -> int:
+        """All bytes of RAM."""
+        return sum(self.ram.values())
+
+
+class Artifact(ABC):
+    """A network built for a target."""
+
+    @property
+    @abstractmethod
+    def files(self) -> dict[str, Path]:
+        """The files that were written, by name."""
+
+    @property
+    def size(self) -> Size:
+        """Bytes of flash and RAM.
+
+        Raises:
+            OptionError: the artifact is not built for a board.
+        """
+        raise OptionError(f"{self._what} has no size on a machine; build it for a board.")
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """Run the network.
+
+        Args:
+            inputs: one array, or arrays by input name: one sample of the input's shape, or N of
+                them along the first axis where the network's batch is 1.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            DataError: a name, shape or dtype is wrong.
+        """
+
+    def profile(self, inputs: Inputs) -> Profile:
+        """Count the instructions of one inference, in total and layer by layer.
+
+        Raises:
+            OptionError: the artifact is not built for a board.
+            DataError: a name, shape or dtype is wrong, or there is more than one sample.
+        """
+        raise OptionError(f"{self._what} cannot be profiled; build it for a board.")
+
+    _what: ClassVar[str] = "The artifact"
+
+
+class Target(ABC):
+    """A kind of machine: the one way from a canonical module to something that runs."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(
+        self, mod: tvm.IRModule, *, name: str, board: str | Path | None, out_dir: Path | None
+    ) -> Artifact:
+        """Build ``mod``; see :func:`tvm_compress.build`."""

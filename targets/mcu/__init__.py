@@ -1,0 +1,1 @@
+"""Cortex-M boards: toolchains, firmware harness, emulators, size and profile."""

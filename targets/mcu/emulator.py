@@ -1,0 +1,266 @@
+"""Runs a firmware in this process on unicorn's Cortex-M; the one module that imports unicorn.
+
+Unicorn executes the instructions; this module is the rest of the board: the memories, the
+semihosting calls (files live in memory) and the count of instructions by layer.
+Source of the calls: "Semihosting for AArch32 and AArch64" (Arm, 2.0).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_compress.errors import CompressError, MissingToolError
+from tvm_compress.targets.mcu.boards import Board
+from tvm_compress.targets.mcu.elf import Elf
+from tvm_compress.targets.mcu.engine import OUTSIDE, CodeMap, Execution
+from tvm_compress.targets.mcu.toolchain import host_library
+
+__all__ = ["available", "run"]
+
+_RUNTIME = Path(__file__).parent / "runtime"
+_PAGE = 4096
+# The system control space. Nothing of it acts here; the start-up code only switches the FPU on.
+_SYSTEM_CONTROL = (0xE000E000, _PAGE)
+_EXCEPTION_BKPT = 7
+_SYS_OPEN, _SYS_CLOSE, _SYS_WRITE, _SYS_READ = 0x01, 0x02, 0x05, 0x06
+_SYS_EXIT, _SYS_EXIT_EXTENDED = 0x18, 0x20
+_WRITE_MODES = range(4, 8)
+
+
+def available() -> bool:
+    """Whether unicorn is installed."""
+    return importlib.util.find_spec("unicorn") is not None
+
+
+def _unicorn() -> Any:
+    try:
+        return importlib.import_module("unicorn")
+    except ImportError as error:
+        raise MissingToolError(
+            "The emulator unicorn is not installed. "
+            "Install it with: pip install 'tvm-compress[boards]'."
+        ) from error
+
+
+@dataclass
+class _Semihost:
+    """The host's side of the semihosting calls, with files in memory."""
+
+    files: dict[str, bytes]
+    written: dict[str, bytearray] = field(default_factory=dict)
+    handles: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    positions: dict[int, int] = field(default_factory=dict)
+    exit_code: int | None = None
+
+    def call(self, machine: Any, operation: int, block: int) -> int:
+        """Do one call; the result goes to r0."""
+
+        def words(count: int) -> tuple[int, ...]:
+            return struct.unpack(f"<{count}I", bytes(machine.mem_read(block, 4 * count)))
+
+        if operation == _SYS_OPEN:
+            address, mode, length = words(3)
+            return self._open(bytes(machine.mem_read(address, length)).decode(), mode)
+        if operation == _SYS_WRITE:
+            handle, address, length = words(3)
+            if handle not in self.handles or not self.handles[handle][1]:
+                return length
+            self.written[self.handles[handle][0]] += machine.mem_read(address, length)
+            return 0
+        if operation == _SYS_READ:
+            handle, address, length = words(3)
+            if handle not in self.handles or self.handles[handle][1]:
+                return length
+            start = self.positions[handle]
+            piece = self.files[self.handles[handle][0]][start : start + length]
+            machine.mem_write(address, piece)
+            self.positions[handle] += len(piece)
+            return length - len(piece)
+        if operation == _SYS_CLOSE:
+            return 0 if self.handles.pop(words(1)[0], None) else -1
+        if operation == _SYS_EXIT_EXTENDED:
+            self.exit_code = words(2)[1]
+        elif operation == _SYS_EXIT:
+            # The 32-bit call has no code: only "the application ended" or an error.
+            self.exit_code = 0 if block == 0x20026 else 1
+        else:
+            raise CompressError(
+                f"The firmware made the semihosting call 0x{operation:02x}, which the emulator "
+                "does not have. Use open, close, read, write and exit, or run it on QEMU."
+            )
+        machine.emu_stop()
+        return 0
+
+    def _open(self, name: str, mode: int) -> int:
+        writing = mode in _WRITE_MODES
+        if not writing and name not in self.files:
+            return -1
+        handle = max(self.positions, default=0) + 1
+        if writing:
+            self.written[name] = bytearray()
+        self.handles[handle] = (name, writing)
+        self.positions[handle] = 0
+        return handle
+
+
+class _Counter(ctypes.Structure):
+    """As ``struct count_hook`` in runtime/count_hook.c."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("halfwords", ctypes.c_uint64),
+        ("owners", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("current", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+        ("code", ctypes.c_void_p),
+        ("sizes", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("unknown_blocks", ctypes.c_uint64),
+    )
+
+
+class _Counting:
+    """The C block hook, its arrays and its place in a unicorn engine."""
+
+    def __init__(self, unicorn: Any, machine: Any, code: CodeMap) -> None:
+        halfwords = len(code.owners)
+        self.counts: NDArray[np.uint64] = np.zeros(code.owner_count, np.uint64)
+        self._arrays = (
+            np.ascontiguousarray(code.owners, np.uint16),
+            np.frombuffer(code.code, np.uint8).copy(),
+            np.zeros(halfwords, np.uint32),
+            np.zeros(halfwords, np.uint32),
+        )
+        owners, text, sizes, lengths = self._arrays
+        self._state = _Counter(
+            base=code.base,
+            halfwords=halfwords,
+            owners=owners.ctypes.data,
+            counts=self.counts.ctypes.data,
+            current=OUTSIDE,
+            code=text.ctypes.data,
+            sizes=sizes.ctypes.data,
+            lengths=lengths.ctypes.data,
+        )
+        library = host_library(_RUNTIME / "count_hook.c", (_RUNTIME / "layer_counter.h",))
+        hook = ctypes.cast(ctypes.CDLL(str(library)).count_hook_block, ctypes.c_void_p)
+        handle = ctypes.c_size_t()
+        # Python's own binding would wrap the callback in Python; the C library takes it as it is.
+        binding = importlib.import_module("unicorn.unicorn_py3.unicorn")
+        status = binding.uclib.uc_hook_add(
+            machine._uch,
+            ctypes.byref(handle),
+            unicorn.UC_HOOK_BLOCK,
+            hook,
+            ctypes.cast(ctypes.pointer(self._state), ctypes.c_void_p),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+        )
+        if status != unicorn.UC_ERR_OK:
+            raise CompressError(
+                f"Unicorn refused the counting hook (error {status}). "
+                "Install the version of unicorn that tvm-compress pins."
+            )
+
+    @property
+    def unknown_blocks(self) -> int:
+        """Blocks that ran outside the code map."""
+        return int(self._state.unknown_blocks)
+
+
+def _map(machine: Any, board: Board) -> None:
+    for origin, length in (
+        (board.flash.origin, board.flash.length),
+        (board.ram.origin, board.ram.length),
+        _SYSTEM_CONTROL,
+    ):
+        start = origin // _PAGE * _PAGE
+        stop = -(-(origin + length) // _PAGE) * _PAGE
+        machine.mem_map(start, stop - start)
+
+
+def run(
+    elf: Elf,
+    board: Board,
+    files: dict[str, bytes],
+    code: CodeMap | None = None,
+    timeout_s: float = 600.0,
+) -> Execution:
+    """Run a firmware from reset to its exit call.
+
+    Args:
+        elf: the linked firmware.
+        board: its memories are mapped, nothing else is.
+        files: what the firmware can open for reading.
+        code: counts instructions by the owners of this map; without it nothing is counted and
+            the code runs at full speed.
+        timeout_s: seconds until a firmware that does not end is stopped.
+
+    Raises:
+        MissingToolError: unicorn is not installed.
+        CompressError: the firmware left its memory or did not end in time.
+    """
+    unicorn = _unicorn()
+    arm = importlib.import_module("unicorn.arm_const")
+    machine = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
+    machine.ctl_set_cpu_model(getattr(arm, f"UC_CPU_ARM_{board.cpu.upper().replace('-', '_')}"))
+    _map(machine, board)
+    for segment in elf.segments:
+        machine.mem_write(segment.physical, segment.data)
+    semihost = _Semihost(files)
+    failure: list[Exception] = []
+
+    def interrupt(_: Any, number: int, __: object) -> None:
+        # An exception must not pass through the C code of unicorn: it is kept and raised later.
+        try:
+            pc = machine.reg_read(arm.UC_ARM_REG_PC)
+            operation = machine.reg_read(arm.UC_ARM_REG_R0)
+            if number != _EXCEPTION_BKPT:
+                raise CompressError(
+                    f"The processor took exception {number} in {elf.function_at(pc)}. "
+                    "Report the model as a bug."
+                )
+            result = semihost.call(machine, operation, machine.reg_read(arm.UC_ARM_REG_R1))
+            machine.reg_write(arm.UC_ARM_REG_R0, result & 0xFFFFFFFF)
+            machine.reg_write(arm.UC_ARM_REG_PC, (pc + 2) | 1)
+        except Exception as error:
+            failure.append(error)
+            machine.emu_stop()
+
+    machine.hook_add(unicorn.UC_HOOK_INTR, interrupt)
+    counting = _Counting(unicorn, machine, code) if code is not None else None
+    stack, reset = struct.unpack("<II", bytes(machine.mem_read(board.flash.origin, 8)))
+    machine.reg_write(arm.UC_ARM_REG_SP, stack)
+    try:
+        machine.emu_start(reset | 1, 0xFFFFFFFE, timeout=int(timeout_s * 1e6))
+    except unicorn.UcError as error:
+        where = elf.function_at(machine.reg_read(arm.UC_ARM_REG_PC))
+        raise CompressError(
+            f"The processor faulted in {where}: {error}. The code touched memory that the board "
+            f"{board.name} does not have, or its stack overflowed. Report the model as a bug."
+        ) from error
+    if failure:
+        raise failure[0]
+    if semihost.exit_code is None:
+        raise CompressError(
+            f"The firmware did not end within {timeout_s:g} s on unicorn; it was stopped in "
+            f"{elf.function_at(machine.reg_read(arm.UC_ARM_REG_PC))}. "
+            "Give fewer samples at a time or a longer timeout."
+        )
+    if counting and counting.unknown_blocks:
+        raise CompressError(
+            "The firmware ran code outside its section .text, which cannot be counted. "
+            "Keep functions in .text."
+        )
+    written = {name: bytes(data) for name, data in semihost.written.items()}
+    return Execution(semihost.exit_code, written, counting.counts if counting else None)

@@ -1,0 +1,254 @@
+"""From a canonical module to one whose every step is a loop nest: the C target's pipeline.
+
+Convolutions and products with constant weights become calls of the kernels of
+:mod:`tvm_compress.targets.mcu.kernels`, with the elementwise operators behind them inside and
+their weights packed in the layout that takes the fewest bytes. Everything else is legalised and
+fused by TVM's own passes. The result is an ordinary Relax module: TVM can compile and run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.tirx import FloatImm
+
+from tvm_compress import edge, ir
+from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
+from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
+from tvm_compress.targets.mcu.kernels import (
+    Dense,
+    Epilogue,
+    PackedCodes,
+    PackedGaps,
+    Source,
+    build_kernel,
+)
+
+__all__ = ["LoweredLayer", "choose_layout", "lower"]
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class LoweredLayer:
+    """What is known of a step that multiplies weights: for reports and for symbols."""
+
+    name: str
+    kind: str
+    layout: str
+    weight: str
+    macs: int
+    operands: int  # how many of the call's last arguments are the weight's arrays
+
+
+# Scalar meanings of the operators that may follow a sum in its kernel.
+_SCALAR: dict[str, Callable[..., Expr]] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+    "maximum": lambda a, b: tvm.tirx.max(a, b),
+    "minimum": lambda a, b: tvm.tirx.min(a, b),
+    "nn.relu": lambda a: tvm.tirx.max(a, FloatImm("float32", 0.0)),
+    "sigmoid": lambda a: tvm.tirx.sigmoid(a),
+    "tanh": lambda a: tvm.tirx.tanh(a),
+    "negative": lambda a: FloatImm("float32", 0.0) - a,
+    "abs": lambda a: tvm.tirx.abs(a),
+    "exp": lambda a: tvm.tirx.exp(a),
+}
+
+
+@dataclass
+class _Group:
+    """A sum and the elementwise operators behind it."""
+
+    call: Any
+    geometry: Geometry
+    weight: Any
+    # (operator's call, which argument is the running value)
+    tail: list[tuple[Any, int]] = field(default_factory=list)
+
+
+def lower(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, LoweredLayer]]:
+    """Lower a canonical module.
+
+    Returns:
+        The lowered module (``call_tir`` and ``reshape`` alone are left in ``main``) and what is
+        known of the calls that multiply weights, by the name of the variable they are bound to.
+    """
+    fuse = _FuseLayers(mod)
+    mod = fuse.run()
+    passes = [
+        # A reshape moves nothing: the memory planner gives both names the same bytes.
+        relax.transform.LegalizeOps({"relax.reshape": lambda builder, call: call}),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ]
+    layers = dict(fuse.layers)
+    for binding in ir.bindings(ir.main_function(mod)):
+        # The passes drop `output = value`, and the call takes the output's name.
+        if isinstance(binding.value, relax.Var) and edge.var_name(binding.value) in layers:
+            layers[edge.var_name(binding.var)] = layers[edge.var_name(binding.value)]
+    return tvm.transform.Sequential(passes)(mod), layers
+
+
+class _FuseLayers(ir.Rewriter):
+    """Replaces each group of a sum and its tail by one call of a kernel."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        super().__init__(mod)
+        self.layers: dict[str, LoweredLayer] = {}
+        self._kernels = relax.BlockBuilder()
+        self._named = ir.parameters(mod)
+        self._groups = _find_groups(mod, self._named)
+
+    def rewrite(self, name: str, value: Any) -> Any:
+        group = self._groups.get(name)
+        return value if group is None else self._call(name, group)
+
+    def run(self) -> tvm.IRModule:
+        mod = super().run()
+        for var, function in self._kernels.get().functions_items():
+            mod.update_func(var, function)
+        return mod
+
+    def _call(self, name: str, group: _Group) -> Any:
+        geometry = group.geometry
+        parameter = self._named[edge.var_name(group.weight)]
+        source = choose_layout(parameter, product=geometry.rank == 0)
+        extra = [
+            arg for call, index in group.tail for i, arg in enumerate(call.args) if i != index
+        ]
+        extra = [arg for arg in extra if edge.is_tensor(arg) and not _scalar(arg)]
+        shapes = tuple((edge.static_shape(arg) or (), edge.dtype_of(arg)) for arg in extra)
+        epilogue = Epilogue(_compose(group.tail), shapes)
+        kind = (edge.op_name(group.call) or "").rsplit(".", 1)[-1]
+        if geometry.groups > 1 and geometry.inputs == 1:
+            kind = f"depthwise_{kind}"
+        function = build_kernel(geometry, source, epilogue)
+        kernel = self._kernels.add_func(function, f"{kind}_{source.layout}")
+        operands = source.operands()
+        self.layers[name] = LoweredLayer(
+            name, kind, source.layout, parameter.name, geometry.macs, len(operands)
+        )
+        args = [group.call.args[0], *extra]
+        args = [edge.substitute(arg, self._new) for arg in args]
+        args += [edge.constant(operand.value) for operand in operands]
+        result = relax.TensorType(geometry.out_shape, "float32")
+        return relax.call_tir(kernel, args, result)
+
+
+def _scalar(arg: Any) -> bool:
+    return isinstance(arg, edge.Constant) and edge.tensor_type(arg).ndim == 0
+
+
+def _compose(tail: Sequence[tuple[Any, int]]) -> Callable[[Expr, Sequence[Expr]], Expr]:
+    """Give the scalar function of a chain of elementwise operators."""
+
+    def apply(total: Expr, elements: Sequence[Expr]) -> Expr:
+        rest = list(elements)
+        for call, index in tail:
+            name = (edge.op_name(call) or "").removeprefix("relax.")
+            if name == "clip":
+                low, high = (FloatImm("float32", float(bound)) for bound in call.args[1:])
+                total = tvm.tirx.min(tvm.tirx.max(total, low), high)
+            elif name == "nn.leakyrelu":
+                alpha = FloatImm("float32", float(call.attrs.alpha))
+                total = tvm.tirx.Select(
+                    total > FloatImm("float32", 0.0), total, total * alpha
+                )
+            else:
+                args = []
+                for i, arg in enumerate(call.args):
+                    if i == index:
+                        args.append(total)
+                    elif _scalar(arg):
+                        args.append(FloatImm("float32", float(edge.constant_value(arg))))
+                    else:
+                        args.append(rest.pop(0))
+                total = _SCALAR[name](*args)
+        return total
+
+    return apply
+
+
+def _find_groups(
+    mod: tvm.IRModule, named: dict[str, ir.Parameter]
+) -> dict[str, _Group]:
+    """Find the groups, by the name of the variable that holds each group's result."""
+    function = ir.main_function(mod)
+    uses = edge.use_counts(function)
+    open_groups: dict[Any, _Group] = {}
+    for binding in ir.bindings(function):
+        var, value = binding.var, binding.value
+        if edge.dtype_of_or_none(var) != "float32":
+            continue
+        geometry = geometry_of(value)
+        if geometry is not None:
+            weight = value.args[1]
+            known = isinstance(weight, relax.Var) and edge.var_name(weight) in named
+            if known and edge.dtype_of(weight) == "float32":
+                open_groups[var] = _Group(value, geometry, weight)
+            continue
+        index = _continues(value, open_groups, uses)
+        if index is not None:
+            group = open_groups.pop(value.args[index])
+            group.tail.append((value, index))
+            open_groups[var] = group
+    return {edge.var_name(var): group for var, group in open_groups.items()}
+
+
+def _continues(value: Any, groups: dict[Any, _Group], uses: dict[Any, int]) -> int | None:
+    """Give which argument of an elementwise call is a group's result that nothing else uses."""
+    name = (edge.op_name(value) or "").removeprefix("relax.")
+    if name not in _SCALAR and name not in ("clip", "nn.leakyrelu"):
+        return None
+    shape = edge.static_shape(value)
+    candidates = [
+        i
+        for i, arg in enumerate(value.args)
+        if arg in groups and uses[arg] == 1 and groups[arg].geometry.out_shape == shape
+    ]
+    # Of two sums the later one takes the earlier one's result as an operand.
+    order = list(groups)
+    return max(candidates, key=lambda i: order.index(value.args[i]), default=None)
+
+
+def choose_layout(parameter: ir.Parameter, *, product: bool) -> Source:
+    """Choose the packed layout of a weight that takes the fewest bytes of flash.
+
+    Args:
+        parameter: a weight; of a product (columns, rows) or of a convolution (rows, ...).
+        product: whether it is a product's.
+    """
+
+    def rows(array: NDArray[Any]) -> NDArray[Any]:
+        matrix = array.T if product else array.reshape(array.shape[0], -1)
+        return np.ascontiguousarray(matrix)
+
+    candidates: list[tuple[int, Source]] = []
+    if parameter.codes is not None and parameter.centroids is not None:
+        codes = rows(parameter.codes)
+        bits = max(1, int(codes.max(initial=0)).bit_length())
+        centroids = parameter.centroids[: 1 << bits]
+        packed = DenseCodes.pack(codes, bits)
+        candidates.append((packed.nbytes, PackedCodes(packed, centroids)))
+        if parameter.centroids[0] == 0 and (codes == 0).any():
+            gaps = GapCodes.pack(codes, best_gap_bits(codes, bits), bits)
+            candidates.append((gaps.nbytes, PackedGaps(gaps, centroids)))
+    else:
+        dense = rows(parameter.value)
+        candidates.append((dense.nbytes, Dense(dense)))
+        if (dense == 0).any():
+            gaps = GapCodes.pack_values(dense, best_gap_bits(dense, 0))
+            values = gaps.values if gaps.values is not None else dense[:0]
+            candidates.append((gaps.nbytes, PackedGaps(gaps, values)))
+    return min(candidates, key=lambda candidate: candidate[0])[1]

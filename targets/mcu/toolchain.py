@@ -1,0 +1,304 @@
+"""Cross compilers for Cortex-M: zig from the Python package index, or arm-none-eabi-gcc.
+
+Both get the same C dialect and the same floating-point rules. ``-ffp-contract=off`` keeps a
+multiplication and an addition apart, so that the host's C and the board agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from tvm_compress.errors import CompressError, MissingToolError, OptionError
+from tvm_compress.targets.mcu.boards import Board, Cpu, Fpu
+
+__all__ = [
+    "COMMON_FLAGS",
+    "GnuToolchain",
+    "Toolchain",
+    "ToolchainName",
+    "ZigToolchain",
+    "find_toolchain",
+    "host_library",
+]
+
+ToolchainName = Literal["zig", "gnu"]
+
+COMMON_FLAGS = (
+    "-std=c99",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-ffp-contract=off",
+    # Without it sqrtf is VSQRT and a call that only sets errno, which nobody reads.
+    "-fno-math-errno",
+    "-fomit-frame-pointer",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+    "-g0",
+)
+
+# LLVM's names of the single-precision FPUs; each with 16 double registers.
+_ZIG_FPU: dict[Fpu, str] = {
+    "none": "",
+    "fpv4-sp-d16": "+vfp4d16sp",
+    "fpv5-sp-d16": "+fp_armv8d16sp",
+}
+_ZIG_CPU: dict[Cpu, str] = {
+    "cortex-m3": "cortex_m3",
+    "cortex-m4": "cortex_m4",
+    "cortex-m7": "cortex_m7",
+    "cortex-m33": "cortex_m33",
+}
+
+_INSTALL_ZIG = "Install it with: pip install 'tvm-compress[boards]'"
+_INSTALL_GNU = "Install it with: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi"
+
+
+class Toolchain(Protocol):
+    """What builds a firmware out of C sources."""
+
+    @property
+    def name(self) -> ToolchainName:
+        """The name that :func:`find_toolchain` knows it by."""
+
+    def command(self, board: Board) -> list[str]:
+        """The compiler and all flags that the board and the C dialect ask for."""
+
+    def build(
+        self,
+        sources: Sequence[Path],
+        include: Sequence[Path],
+        script: Path,
+        board: Board,
+        out: Path,
+    ) -> None:
+        """Compile and link ``sources`` into the ELF file ``out``.
+
+        Raises:
+            CompressError: the compiler or the linker refused; its own words are in the message.
+        """
+
+
+def _execute(command: Sequence[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        words = "\n".join(lines[:20])
+        raise CompressError(
+            f"{what} failed with exit code {done.returncode}. "
+            f"Read the tool's own words and mend the C source or report it as a bug:\n{words}"
+        )
+
+
+def _build(
+    command: list[str],
+    sources: Sequence[Path],
+    include: Sequence[Path],
+    script: Path,
+    out: Path,
+    libraries: Sequence[str],
+) -> None:
+    _execute(
+        [
+            *command,
+            *(f"-I{folder}" for folder in include),
+            "-Wl,--gc-sections",
+            "-Wl,-e,startup_reset",
+            "-T",
+            str(script),
+            *(str(source) for source in sources),
+            *libraries,
+            "-o",
+            str(out),
+        ],
+        f"Building {out.name} with {command[0] if '-m' not in command else 'zig'}",
+    )
+
+
+@dataclass(frozen=True)
+class ZigToolchain:
+    """Clang and lld from the package ``ziglang``.
+
+    The target is "freestanding", so that nothing of an operating system is linked: compiler-rt
+    brings memcpy and most of libm, ``runtime/libm.c`` the rest, and only the headers of musl are
+    taken. (The target "linux-musl" brings all of libm, but compiles the whole C library first:
+    half a minute for every CPU.)
+    """
+
+    @property
+    def name(self) -> ToolchainName:
+        """The name that :func:`find_toolchain` knows it by."""
+        return "zig"
+
+    def command(self, board: Board) -> list[str]:
+        """The compiler and all flags that the board and the C dialect ask for."""
+        headers = _zig_folder() / "lib" / "libc" / "include"
+        abi = "eabi" if board.fpu == "none" else "eabihf"
+        return [
+            *_ZIG,
+            "cc",
+            "-target",
+            f"thumb-freestanding-{abi}",
+            f"-mcpu={_ZIG_CPU[board.cpu]}{_ZIG_FPU[board.fpu]}-strict_align",
+            "-isystem",
+            str(headers / "arm-linux-musl"),
+            "-isystem",
+            str(headers / "generic-musl"),
+            # zig adds -ffreestanding to this target, which makes a call of every four-byte memcpy
+            # and of sqrtf; this takes it back.
+            "-fhosted",
+            *COMMON_FLAGS,
+        ]
+
+    def build(
+        self,
+        sources: Sequence[Path],
+        include: Sequence[Path],
+        script: Path,
+        board: Board,
+        out: Path,
+    ) -> None:
+        """Compile and link ``sources`` into the ELF file ``out``.
+
+        Raises:
+            CompressError: the compiler or the linker refused; its own words are in the message.
+        """
+        _build(self.command(board), sources, include, script, out, ())
+
+
+_ZIG = (sys.executable, "-m", "ziglang")
+
+
+def _zig_folder() -> Path:
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingToolError(f"The compiler zig is not installed. {_INSTALL_ZIG}.")
+    return Path(spec.submodule_search_locations[0])
+
+
+@dataclass(frozen=True)
+class GnuToolchain:
+    """arm-none-eabi-gcc with newlib, as distributions and Arm ship it."""
+
+    @property
+    def name(self) -> ToolchainName:
+        """The name that :func:`find_toolchain` knows it by."""
+        return "gnu"
+
+    def command(self, board: Board) -> list[str]:
+        """The compiler and all flags that the board and the C dialect ask for."""
+        fpu = ["-mfloat-abi=soft"]
+        if board.fpu != "none":
+            fpu = [f"-mfpu={board.fpu}", "-mfloat-abi=hard"]
+        return ["arm-none-eabi-gcc", f"-mcpu={board.cpu}", "-mthumb", *fpu, *COMMON_FLAGS]
+
+    def build(
+        self,
+        sources: Sequence[Path],
+        include: Sequence[Path],
+        script: Path,
+        board: Board,
+        out: Path,
+    ) -> None:
+        """Compile and link ``sources`` into the ELF file ``out``.
+
+        Raises:
+            CompressError: the compiler or the linker refused; its own words are in the message.
+        """
+        command = [*self.command(board), "-nostartfiles", "--specs=nano.specs"]
+        _build(command, sources, include, script, out, ("-lm",))
+
+
+def _available(name: ToolchainName) -> bool:
+    if name == "zig":
+        return importlib.util.find_spec("ziglang") is not None
+    return shutil.which("arm-none-eabi-gcc") is not None
+
+
+def find_toolchain(preferred: ToolchainName | None = None) -> Toolchain:
+    """The toolchain of that name; without a name zig where it is installed, else GNU.
+
+    Raises:
+        OptionError: the name is neither "zig" nor "gnu".
+        MissingToolError: it is not installed; the message says how to get it.
+    """
+    toolchains: dict[str, Toolchain] = {"zig": ZigToolchain(), "gnu": GnuToolchain()}
+    if preferred is not None and preferred not in toolchains:
+        raise OptionError(
+            f"The toolchain {preferred!r} is not known. Choose one of {', '.join(toolchains)}."
+        )
+    if preferred is None:
+        for toolchain in toolchains.values():
+            if _available(toolchain.name):
+                return toolchain
+        raise MissingToolError(
+            "No compiler for microcontrollers is installed; zig or arm-none-eabi-gcc is needed. "
+            f"{_INSTALL_ZIG}."
+        )
+    if not _available(preferred):
+        what = {"zig": "The compiler zig", "gnu": "The compiler arm-none-eabi-gcc"}[preferred]
+        how = {"zig": _INSTALL_ZIG, "gnu": _INSTALL_GNU}[preferred]
+        raise MissingToolError(f"{what} is not installed. {how}.")
+    return toolchains[preferred]
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tvm-compress"
+
+
+def host_library(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()) -> Path:
+    """Compile one C file into a shared library of this machine; cached by content.
+
+    Args:
+        source: the C file. Its own folder is on the include path.
+        headers: the files that it includes; they are part of the cache's key.
+        defines: macros, as "NAME=value".
+
+    Raises:
+        MissingToolError: neither zig nor a C compiler ``cc`` is installed.
+        CompressError: the compiler refused.
+    """
+    if _available("zig"):
+        compiler: tuple[str, ...] = (*_ZIG, "cc")
+    elif shutil.which("cc"):
+        compiler = ("cc",)
+    else:
+        raise MissingToolError(f"No C compiler for this machine is installed. {_INSTALL_ZIG}.")
+    flags = (
+        *("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-g0", "-shared"),
+        "-ffp-contract=off",
+        *(f"-D{define}" for define in defines),
+    )
+    # A plugin takes the emulator's functions when it is loaded; macOS wants to be told so.
+    link = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    key = hashlib.sha256(repr((compiler, flags, link)).encode())
+    for path in (source, *headers):
+        key.update(path.read_bytes())
+    folder = _cache_folder()
+    library = folder / f"{source.stem}-{key.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # Written aside, then renamed: another process never sees half a library.
+        aside = Path(scratch) / library.name
+        _execute(
+            [*compiler, *flags, *link, str(source), "-o", str(aside)],
+            f"Compiling {source.name} for this machine",
+        )
+        os.replace(aside, library)
+    return library

@@ -1,0 +1,63 @@
+"""The reference target: the module itself, run by the numpy interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tvm
+from numpy.typing import NDArray
+
+from tvm_compress.errors import OptionError
+from tvm_compress.targets.artifact import Artifact, Inputs, Target
+from tvm_compress.targets.reference.interpreter import run
+
+__all__ = ["ReferenceArtifact", "ReferenceTarget"]
+
+
+@dataclass(frozen=True)
+class ReferenceArtifact(Artifact):
+    """A module that runs in numpy."""
+
+    mod: tvm.IRModule
+    path: Path | None
+    _what: ClassVar[str] = "The reference target"
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The module as JSON, where a folder was given."""
+        return {} if self.path is None else {self.path.name: self.path}
+
+    def run(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """Run the module; see :meth:`Artifact.run`."""
+        return run(self.mod, inputs)
+
+
+@dataclass(frozen=True)
+class ReferenceTarget(Target):
+    """Numpy: slow, obviously right."""
+
+    name: ClassVar[str] = "reference"
+
+    def build(
+        self, mod: tvm.IRModule, *, name: str, board: str | Path | None, out_dir: Path | None
+    ) -> ReferenceArtifact:
+        """Keep the module; write it as JSON where a folder is given.
+
+        Raises:
+            OptionError: a board was given.
+        """
+        from tvm_compress.pipeline import save
+
+        if board is not None:
+            raise OptionError(
+                f"The target reference takes no board, and {board} was given; leave it out or "
+                "choose the target c."
+            )
+        path = None
+        if out_dir is not None:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            path = out_dir / f"{name}.json"
+            save(mod, path)
+        return ReferenceArtifact(mod, path)

@@ -1,0 +1,90 @@
+/* Test harness: decodes framed requests from stdin with the reference decoders until end of file.
+ *
+ * Request:  "<BIIBBBBIIIQ" kind, rows, cols, bits, gap_bits, code_bits, row_start_width,
+ *           row_start_count, data_bytes, values_count, out_count; then the three arrays.
+ * Response: one byte of status, the length of its text in one byte, the text, and out_count
+ *           elements. Every array is its own exact malloc, so the sanitizer sees a byte too far.
+ */
+#include "reference.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t number(const unsigned char *bytes, unsigned count)
+{
+    uint64_t value = 0;
+    while (count-- > 0) {
+        value = (value << 8) | bytes[count];
+    }
+    return value;
+}
+
+static void *take(size_t size)
+{
+    void *memory;
+    if (size == 0) {
+        return NULL;
+    }
+    memory = malloc(size);
+    if (memory == NULL || fread(memory, 1, size, stdin) != size) {
+        exit(3);
+    }
+    return memory;
+}
+
+int main(void)
+{
+    unsigned char head[33];
+
+    while (fread(head, 1, sizeof head, stdin) == sizeof head) {
+        unsigned kind = head[0], start_width = head[12];
+        size_t start_count = (size_t)number(head + 13, 4), data_bytes = (size_t)number(head + 17, 4);
+        size_t values_count = (size_t)number(head + 21, 4), out_count = (size_t)number(head + 25, 8);
+        size_t out_size = out_count * (kind == 2 ? sizeof(float) : 1);
+        void *start = take(start_count * start_width);
+        uint8_t *data = take(data_bytes);
+        float *values = take(values_count * sizeof(float));
+        void *out = out_size > 0 ? calloc(1, out_size) : NULL;
+        tc_layout_status status;
+        const char *text;
+
+        if (kind == 0) {
+            tc_dense_codes packed = {0};
+            packed.rows = (uint32_t)number(head + 1, 4);
+            packed.cols = (uint32_t)number(head + 5, 4);
+            packed.bits = head[9];
+            packed.data = data;
+            packed.data_bytes = data_bytes;
+            status = tc_dense_codes_unpack(&packed, out, out_count);
+        } else {
+            tc_gap_codes packed = {0};
+            packed.rows = (uint32_t)number(head + 1, 4);
+            packed.cols = (uint32_t)number(head + 5, 4);
+            packed.gap_bits = head[10];
+            packed.code_bits = head[11];
+            packed.row_start16 = start_width == 2 ? start : NULL;
+            packed.row_start32 = start_width == 4 ? start : NULL;
+            packed.row_start_count = start_count;
+            packed.data = data;
+            packed.data_bytes = data_bytes;
+            packed.values = values;
+            packed.values_count = values_count;
+            status = kind == 1 ? tc_gap_codes_unpack(&packed, out, out_count)
+                               : tc_gap_values_unpack(&packed, out, out_count);
+        }
+        text = tc_layout_status_text(status);
+        putchar((int)status);
+        putchar((int)strlen(text));
+        fputs(text, stdout);
+        if (out_size > 0) {
+            fwrite(out, 1, out_size, stdout);
+        }
+        fflush(stdout);
+        free(start);
+        free(data);
+        free(values);
+        free(out);
+    }
+    return 0;
+}

@@ -1,0 +1,167 @@
+"""``share-weights``: codebooks in the module, zeros, and what the pass refuses."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from tvm_compress import clustering, edge, ir
+from tvm_compress.errors import OptionError, PassError
+from tvm_compress.ops import codebook
+from tvm_compress.passes import Prune, ShareWeights
+from tvm_compress.targets import reference
+
+RNG = np.random.default_rng(0)
+CONV = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
+FC = RNG.standard_normal((4, 3)).astype(np.float32)
+
+
+def network(conv: Any = None, fc: Any = None) -> tvm.IRModule:
+    """A convolution, a mean over places and a product; arguments are what the weights are bound to."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 2, 5, 5), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            w = builder.emit(edge.constant(CONV) if conv is None else conv, "conv_weight")
+            y = builder.emit(relax.op.nn.conv2d(x, w), "conv")
+            b = builder.emit(edge.constant(np.ones((1, 4, 1, 1), np.float32)), "conv_bias")
+            y = builder.emit(relax.op.mean(builder.emit(relax.op.add(y, b)), [2, 3]), "mean")
+            w = builder.emit(edge.constant(FC) if fc is None else fc, "fc_weight")
+            y = builder.emit_output(builder.emit(relax.op.matmul(y, w), "fc"), "y")
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+def test_weights_become_codebooks() -> None:
+    shared = ShareWeights(bits=3)(network())
+    made = []
+    for value in (CONV, FC):
+        codes, centroids = clustering.share(value, 3)
+        made.append(codebook(edge.constant(codes), edge.constant(centroids)))
+    tvm.ir.assert_structural_equal(shared, ir.replace_parameters(network(*made), {}))
+    assert list(ir.parameters(shared)) == ["conv_weight", "conv_bias", "fc_weight"]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("method", get_args(clustering.Method))
+def test_few_values_zeros_kept_and_near(bits: int, method: Any) -> None:
+    pruned = Prune(sparsity=0.4)(network())
+    before, after = (ir.parameters(m) for m in (pruned, ShareWeights(bits, method)(pruned)))
+    assert not after["conv_bias"].shared
+    for name in ("conv_weight", "fc_weight"):
+        parameter, dense = after[name], before[name].value
+        assert parameter.codes is not None and parameter.centroids is not None
+        assert parameter.codes.dtype == np.uint8 and parameter.codes.shape == dense.shape
+        assert parameter.centroids.dtype == np.float32
+        assert parameter.centroids[0] == 0.0
+        np.testing.assert_array_equal(parameter.codes == 0, dense == 0)
+        assert parameter.codes.max() < min(2**bits, parameter.centroids.size)
+        assert len(np.unique(parameter.value)) <= 2**bits
+        # Every value has the nearest of the centroids that are not the zero's.
+        live = np.unique(parameter.codes[dense != 0])
+        distance = np.abs(dense[dense != 0][:, None] - parameter.centroids[live])
+        chosen = np.abs(dense - parameter.value)[dense != 0]
+        np.testing.assert_allclose(chosen, distance.min(1), rtol=1e-6)
+
+
+def test_optimal_is_no_worse_than_any_start() -> None:
+    def error(method: Any) -> float:
+        shared = ir.parameters(ShareWeights(2, method)(network()))
+        return float(((shared["conv_weight"].value - CONV) ** 2).sum())
+
+    best = error("optimal")
+    assert all(best <= error(method) * (1 + 1e-6) for method in ("linear", "density", "random"))
+
+
+def test_bits_by_pattern() -> None:
+    shared = ir.parameters(ShareWeights(4, layers={"fc*": 1})(network()))
+    assert len(np.unique(shared["fc_weight"].value)) <= 2
+    assert 8 < len(np.unique(shared["conv_weight"].value)) <= 16
+
+
+def test_the_seed_decides_the_random_start() -> None:
+    made = [ShareWeights(3, "random", seed=seed)(network()) for seed in (0, 0, 5)]
+    tvm.ir.assert_structural_equal(made[0], made[1])
+    with pytest.raises(ValueError, match="StructuralEqual check failed"):
+        tvm.ir.assert_structural_equal(made[0], made[2])
+
+
+def test_stock_compile_runs_what_the_reference_runs() -> None:
+    shared = ShareWeights(3)(Prune(0.5)(network()))
+    x = RNG.standard_normal((1, 2, 5, 5)).astype(np.float32)
+    machine = relax.VirtualMachine(tvm.compile(shared, "llvm"), tvm.cpu())
+    (expected,) = reference.run(shared, x).values()
+    y = machine["main"](tvm.runtime.tensor(x)).numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1, 2.5])
+def test_refuses_bits_outside_their_range(bits: Any) -> None:
+    for options in ({"bits": bits}, {"layers": {"fc*": bits}}):
+        with pytest.raises(OptionError) as caught:
+            ShareWeights(**options)
+        assert str(caught.value) == (
+            f"share-weights: the codes have {bits} bits; expected a whole number from 1 to 8."
+        )
+
+
+def test_refuses_an_unknown_method() -> None:
+    with pytest.raises(OptionError) as caught:
+        ShareWeights(method="kmeans")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "share-weights: the method is kmeans; expected optimal, linear, density, random."
+    )
+
+
+def test_refuses_a_pattern_without_weight() -> None:
+    with pytest.raises(OptionError) as caught:
+        ShareWeights(layers={"lstm*": 2})(network())
+    assert str(caught.value) == (
+        "share-weights: the pattern lstm* fits no weight; the weights are conv_weight, fc_weight."
+    )
+
+
+def test_refuses_to_share_twice() -> None:
+    with pytest.raises(PassError) as caught:
+        ShareWeights()(ShareWeights()(network()))
+    assert str(caught.value) == (
+        "share-weights: the weight conv_weight is already shared; expected a dense weight: run "
+        "share-weights once."
+    )
+
+
+def spoilt(value: float) -> NDArray[Any]:
+    fc = FC.copy()
+    fc[1, 1] = value
+    return fc
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "infinite value")])
+def test_refuses_what_is_no_number(value: float, what: str) -> None:
+    with pytest.raises(PassError) as caught:
+        ShareWeights()(network(fc=edge.constant(spoilt(value))))
+    assert str(caught.value) == (
+        f"share-weights: the weight fc_weight holds 1 {what}; expected numbers: load the network "
+        "again or lower the learning rate."
+    )
+
+
+def test_refuses_a_wider_float() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 4), "float64"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            w = builder.emit(edge.constant(FC.astype(np.float64)), "fc_weight")
+            y = builder.emit_output(builder.emit(relax.op.matmul(x, w)))
+        builder.emit_func_output(y)
+    with pytest.raises(PassError) as caught:
+        ShareWeights()(builder.get())
+    assert str(caught.value) == (
+        "share-weights: the weight fc_weight is float64; expected float32: convert the network "
+        "before it is compressed."
+    )

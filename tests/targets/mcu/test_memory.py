@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvm_compress.errors import OptionError
+from tvm_compress.targets.mcu.memory import Lifetime, MemoryPlan, live_set_bound, plan_memory
+
+
+@st.composite
+def lifetime_lists(draw: st.DrawFn, max_count: int = 25, max_size: int = 5000) -> list[Lifetime]:
+    spans = st.tuples(st.integers(1, max_size), st.integers(-3, 20), st.integers(0, 8))
+    return [
+        Lifetime(f"t{i}", size, first, first + duration)
+        for i, (size, first, duration) in enumerate(draw(st.lists(spans, max_size=max_count)))
+    ]
+
+
+def bound_by_steps(lifetimes: list[Lifetime], alignment: int) -> int:
+    """The definition, step by step."""
+    steps = {step for life in lifetimes for step in range(life.first, life.last + 1)}
+    return max(
+        (
+            sum(
+                (life.size_bytes + alignment - 1) // alignment * alignment
+                for life in lifetimes
+                if life.first <= step <= life.last
+            )
+            for step in steps
+        ),
+        default=0,
+    )
+
+
+def assert_sound(lifetimes: list[Lifetime], plan: MemoryPlan, alignment: int) -> None:
+    assert list(plan.offsets) == [life.name for life in lifetimes]
+    assert plan.arena_bytes % alignment == 0
+    for life in lifetimes:
+        offset = plan.offsets[life.name]
+        assert offset >= 0
+        assert offset % alignment == 0
+        assert offset + life.size_bytes <= plan.arena_bytes
+    for a, b in itertools.combinations(lifetimes, 2):
+        if a.first <= b.last and b.first <= a.last:
+            low, high = sorted((a, b), key=lambda life: plan.offsets[life.name])
+            assert plan.offsets[low.name] + low.size_bytes <= plan.offsets[high.name], (low, high)
+    assert plan.bound_bytes == bound_by_steps(lifetimes, alignment)
+    assert plan.arena_bytes >= plan.bound_bytes
+
+
+def smallest_arena(lifetimes: list[Lifetime]) -> int:
+    """Try every offset of every tensor (alignment 1) in arenas that grow from the bound."""
+
+    def fits(arena: int, placed: list[tuple[Lifetime, int]], left: list[Lifetime]) -> bool:
+        if not left:
+            return True
+        life = left[0]
+        near = [
+            (offset, offset + other.size_bytes)
+            for other, offset in placed
+            if other.first <= life.last and life.first <= other.last
+        ]
+        return any(
+            fits(arena, [*placed, (life, offset)], left[1:])
+            for offset in range(arena - life.size_bytes + 1)
+            if all(offset >= end or offset + life.size_bytes <= begin for begin, end in near)
+        )
+
+    arena = bound_by_steps(lifetimes, 1)
+    while not fits(arena, [], sorted(lifetimes, key=lambda life: life.first)):
+        arena += 1
+    return arena
+
+
+@given(lifetime_lists(), st.sampled_from([1, 4, 16, 64]))
+@settings(deadline=None)
+def test_plans_are_sound(lifetimes: list[Lifetime], alignment: int) -> None:
+    plan = plan_memory(lifetimes, alignment=alignment)
+    assert_sound(lifetimes, plan, alignment)
+    assert plan == plan_memory(list(lifetimes), alignment=alignment)
+
+
+@given(lifetime_lists(), st.sampled_from([1, 2, 16, 256]))
+def test_bound_is_the_definition(lifetimes: list[Lifetime], alignment: int) -> None:
+    assert live_set_bound(lifetimes, alignment) == bound_by_steps(lifetimes, alignment)
+
+
+@given(lifetime_lists(max_count=6, max_size=5))
+@settings(deadline=None)
+def test_six_tensors_are_optimal(lifetimes: list[Lifetime]) -> None:
+    assert plan_memory(lifetimes, alignment=1).arena_bytes == smallest_arena(lifetimes)
+
+
+# Found by random search: here no plan meets the bound.
+ABOVE_THE_BOUND = [
+    [(3, 3, 7), (1, 0, 1), (4, 6, 6), (3, 3, 3), (3, 1, 1), (4, 5, 6), (2, 2, 5), (3, 1, 4),
+     (4, 0, 1), (4, 2, 2)],
+    [(3, 6, 8), (2, 0, 0), (1, 1, 1), (3, 2, 6), (1, 7, 7), (4, 1, 1), (3, 1, 2), (1, 2, 5),
+     (1, 2, 4), (4, 7, 7), (2, 4, 6)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spans", ABOVE_THE_BOUND)
+def test_optimal_where_the_bound_is_out_of_reach(spans: list[tuple[int, int, int]]) -> None:
+    lifetimes = [Lifetime(f"t{i}", *span) for i, span in enumerate(spans)]
+    plan = plan_memory(lifetimes, alignment=1)
+    assert_sound(lifetimes, plan, 1)
+    assert plan.arena_bytes == smallest_arena(lifetimes) == plan.bound_bytes + 1
+
+
+# Found by random search: here the best greedy placement is above the optimum.
+ABOVE_BY_GREED = [
+    [(2, 3, 4), (4, 0, 0), (8, 0, 3), (5, 4, 5), (1, 6, 8), (5, 5, 8), (8, 2, 5)],
+    [(8, 0, 2), (6, 1, 5), (4, 2, 4), (3, 6, 6), (2, 2, 2), (5, 3, 4), (5, 4, 8)],
+    [(1, 0, 3), (8, 2, 6), (4, 4, 5), (2, 5, 6), (6, 1, 5), (8, 6, 6), (5, 5, 7)],
+    [(4, 5, 5), (5, 4, 8), (3, 5, 8), (8, 0, 4), (7, 3, 3), (7, 6, 6), (1, 4, 8)],
+]
+
+
+@pytest.mark.parametrize("spans", ABOVE_BY_GREED)
+def test_branch_and_bound_mends_what_greed_misses(spans: list[tuple[int, int, int]]) -> None:
+    lifetimes = [Lifetime(f"t{i}", *span) for i, span in enumerate(spans)]
+    plan = plan_memory(lifetimes, alignment=1)
+    assert_sound(lifetimes, plan, 1)
+    assert plan.arena_bytes == smallest_arena(lifetimes)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_chains_meet_the_bound(sizes: list[int]) -> None:
+    chain = [Lifetime(f"t{i}", size, i, i + 1) for i, size in enumerate(sizes)]
+    plan = plan_memory(chain)
+    assert plan.arena_bytes == plan.bound_bytes
+
+
+def random_lifetimes(count: int, longest: int, seed: int) -> list[Lifetime]:
+    chance = random.Random(seed)
+    firsts = [chance.randrange(count) for _ in range(count)]
+    return [
+        Lifetime(f"t{i}", chance.randrange(1, 5000), first, first + chance.randrange(longest))
+        for i, first in enumerate(firsts)
+    ]
+
+
+@pytest.mark.parametrize("count", [40, 301, 400])
+def test_many_random_tensors(count: int) -> None:
+    lifetimes = random_lifetimes(count, 30, seed=count)
+    plan = plan_memory(lifetimes)
+    assert_sound(lifetimes, plan, 16)
+    assert plan.arena_bytes <= 1.10 * plan.bound_bytes
+
+
+# Greed alone ends 2 to 6 % above the bound here; the branch and bound mends the first, the local
+# search the others.
+@pytest.mark.parametrize(("count", "longest", "seed"), [(60, 30, 3), (60, 15, 3), (150, 15, 2)])
+def test_searches_mend_what_greed_misses(count: int, longest: int, seed: int) -> None:
+    lifetimes = random_lifetimes(count, longest, seed)
+    plan = plan_memory(lifetimes)
+    assert_sound(lifetimes, plan, 16)
+    assert plan.arena_bytes <= 1.01 * plan.bound_bytes
+
+
+def test_no_tensors() -> None:
+    assert plan_memory([]) == MemoryPlan(offsets={}, arena_bytes=0, bound_bytes=0)
+
+
+# --- networks, from the shapes of their layers
+
+
+class Net:
+    """Lifetimes of a network: one step a layer, a tensor lives from its layer to its last reader.
+
+    With ``fused=False`` every activation function and every padding is a layer of its own.
+    """
+
+    def __init__(self, height: int, width: int, channels: int, fused: bool) -> None:
+        self.fused = fused
+        self.shapes: list[tuple[int, int, int]] = []
+        self.spans: list[list[int]] = []
+        self.step = -1
+        self.input = self._layer([], (height, width, channels))
+
+    def _layer(self, inputs: list[int], shape: tuple[int, int, int]) -> int:
+        self.step += 1
+        for tensor in inputs:
+            self.spans[tensor][1] = self.step
+        self.shapes.append(shape)
+        self.spans.append([self.step, self.step])
+        return len(self.shapes) - 1
+
+    def conv(
+        self, x: int, kernel: int, stride: int, channels: int, *, same: bool = True,
+        activation: bool = True,
+    ) -> int:  # fmt: skip
+        height, width, depth = self.shapes[x]
+        if same:
+            out = (-(-height // stride), -(-width // stride), channels)
+            if kernel > 1 and not self.fused:
+                x = self._layer([x], (height + kernel - 1, width + kernel - 1, depth))
+        else:
+            out = ((height - kernel) // stride + 1, (width - kernel) // stride + 1, channels)
+        y = self._layer([x], out)
+        return self._layer([y], out) if activation and not self.fused else y
+
+    def add(self, x: int, y: int, *, activation: bool = False) -> int:
+        z = self._layer([x, y], self.shapes[x])
+        return self._layer([z], self.shapes[x]) if activation and not self.fused else z
+
+    def pool(self, x: int, size: int) -> int:
+        height, width, depth = self.shapes[x]
+        return self._layer([x], (height // size, width // size, depth))
+
+    def dense(self, x: int, units: int) -> int:
+        return self._layer([x], (1, 1, units))
+
+    def lifetimes(self, element_bytes: int) -> list[Lifetime]:
+        return [
+            Lifetime(f"t{i}", h * w * c * element_bytes, first, last)
+            for i, ((h, w, c), (first, last)) in enumerate(
+                zip(self.shapes, self.spans, strict=True)
+            )
+        ]
+
+
+def lenet(fused: bool) -> Net:
+    net = Net(28, 28, 1, fused)
+    x = net.pool(net.conv(net.input, 5, 1, 20, same=False, activation=False), 2)
+    x = net.pool(net.conv(x, 5, 1, 50, same=False, activation=False), 2)
+    net.dense(net.dense(x, 500), 10)
+    return net
+
+
+def resnet8(fused: bool) -> Net:
+    net = Net(32, 32, 3, fused)
+    x = net.conv(net.input, 3, 1, 16)
+    for channels, stride in ((16, 1), (32, 2), (64, 2)):
+        y = net.conv(x, 3, stride, channels)
+        y = net.conv(y, 3, 1, channels, activation=False)
+        if stride == 2:
+            x = net.conv(x, 1, 2, channels, activation=False)
+        x = net.add(x, y, activation=True)
+    net.dense(net.pool(x, 8), 10)
+    return net
+
+
+def mobilenet_v1(fused: bool) -> Net:
+    """Width 0.25 at 96 x 96, as in visual wake words."""
+    net = Net(96, 96, 3, fused)
+    x = net.conv(net.input, 3, 2, 8)
+    for channels, stride in (
+        (16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1),
+        (128, 1), (128, 1), (256, 2), (256, 1),
+    ):  # fmt: skip
+        x = net.conv(x, 3, stride, net.shapes[x][2])
+        x = net.conv(x, 1, 1, channels)
+    net.dense(net.pool(x, 3), 2)
+    return net
+
+
+def mobilenet_v2(fused: bool) -> Net:
+    """Width 1.0 at 224 x 224: (expansion, channels, repeats, stride) of the paper's table 2."""
+    net = Net(224, 224, 3, fused)
+    x = net.conv(net.input, 3, 2, 32)
+    for expansion, channels, repeats, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+        (6, 160, 3, 2), (6, 320, 1, 1),
+    ):  # fmt: skip
+        for repeat in range(repeats):
+            depth = net.shapes[x][2]
+            y = net.conv(x, 1, 1, depth * expansion) if expansion > 1 else x
+            y = net.conv(y, 3, stride if repeat == 0 else 1, depth * expansion)
+            y = net.conv(y, 1, 1, channels, activation=False)
+            x = y if repeat == 0 else net.add(x, y)
+    x = net.conv(x, 1, 1, 1280)
+    net.dense(net.pool(x, 7), 1000)
+    return net
+
+
+@pytest.mark.parametrize("element_bytes", [1, 4])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("build", [lenet, resnet8, mobilenet_v1, mobilenet_v2])
+def test_networks_lie_within_a_tenth_of_the_bound(
+    build: Callable[[bool], Net], fused: bool, element_bytes: int
+) -> None:
+    lifetimes = build(fused).lifetimes(element_bytes)
+    plan = plan_memory(lifetimes)
+    assert_sound(lifetimes, plan, 16)
+    assert plan.arena_bytes <= 1.10 * plan.bound_bytes
+
+
+@pytest.mark.parametrize(
+    ("build", "peak"),
+    [
+        # The first convolution with its output pooled: 24 x 24 x 20 and 12 x 12 x 20.
+        (lenet, 24 * 24 * 20 + 12 * 12 * 20),
+        # The first block: its shortcut, the middle and the second convolution's output.
+        (resnet8, 3 * 32 * 32 * 16),
+        # The first pointwise convolution: 48 x 48 x 8 to 48 x 48 x 16.
+        (mobilenet_v1, 48 * 48 * 8 + 48 * 48 * 16),
+        # The first strided depthwise convolution: 96 channels from 112 x 112 to 56 x 56.
+        (mobilenet_v2, 112 * 112 * 96 + 56 * 56 * 96),
+    ],
+)
+def test_peak_by_hand(build: Callable[[bool], Net], peak: int) -> None:
+    plan = plan_memory(build(True).lifetimes(4))
+    assert plan.bound_bytes == 4 * peak
+    assert plan.arena_bytes == 4 * peak
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("alignment", [0, -4, 12, 2.0])
+def test_alignment_is_no_power_of_two(alignment: int) -> None:
+    message = rf"^The alignment of the arena is {alignment}; expected a power of two .*Choose one"
+    with pytest.raises(OptionError, match=message):
+        plan_memory([], alignment=alignment)
+    with pytest.raises(OptionError, match=message):
+        live_set_bound([], alignment)
+
+
+def test_two_tensors_of_one_name() -> None:
+    with pytest.raises(
+        OptionError, match=r"^Two tensors of the arena are called 'a'; expected unique .*Rename one"
+    ):
+        plan_memory([Lifetime("a", 1, 0, 0), Lifetime("b", 1, 0, 0), Lifetime("a", 1, 2, 2)])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_tensor_without_bytes(size: int) -> None:
+    with pytest.raises(
+        OptionError, match=rf"^Tensor 'a' has {size} bytes; expected at least 1\. Leave tensors"
+    ):
+        plan_memory([Lifetime("a", size, 0, 0)])
+
+
+def test_tensor_that_ends_before_it_begins() -> None:
+    with pytest.raises(
+        OptionError, match=r"^Tensor 'a' lives from step 3 to step 2; expected the last .*Give its"
+    ):
+        plan_memory([Lifetime("a", 4, 3, 2)])

@@ -1,0 +1,382 @@
+"""The commands. Each imports what it works with when it runs: ``import tvm`` takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tvm_compress.cli.program import TRACEBACK_VARIABLE, Program
+
+if TYPE_CHECKING:
+    import tvm
+    from numpy.typing import NDArray
+
+    from tvm_compress.recipe import Recipe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tvm-compress",
+    cls=Program,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Example: tvm-compress compress kws.onnx -o kws.json --sparsity 0.9 --bits 4",
+)
+
+_Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="ONNX, .tflite, a torch.export program (.pt2), or a module that compress wrote.",
+    ),
+]
+_Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=SIZES",
+        show_default=False,
+        help="Shape of an input that the model leaves open, as x=1,3,224,224; may be repeated.",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+_Board = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BOARD", show_default=False, help="Name of a board, or the path of its .toml file."
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    typer.main.get_command(app).main()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import tvm_compress
+
+        typer.echo(f"tvm-compress {tvm_compress.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    ctx: typer.Context,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            help=f"Show Python's traceback where a command fails, as {TRACEBACK_VARIABLE}=1 does.",
+        ),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Compress networks on Apache TVM's IR, build firmware of them and run it."""
+    if traceback and isinstance(ctx.command, Program):
+        ctx.command.show_traceback = True
+
+
+@app.command(
+    epilog="Example: tvm-compress compress kws.onnx -o kws.json --sparsity 0.9 --bits 4 "
+    "--train speech.npz"
+)
+def compress(
+    model: _Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", show_default=False, help="Where the module goes.")
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False, help="Recipe as TOML, in place of the options of Deep Compression."
+        ),
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(show_default="0.9", help="Share of the weights that become zero, 0..1."),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(show_default="4", help="Bits of a shared weight's code, 1..8.")
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            show_default="layer", help="Prune each layer alike (layer) or all together (global)."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            show_default="optimal", help="Centroids: optimal, linear, density or random start."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            show_default="5 with --train, else 0",
+            help="Passes over the training data behind pruning and again behind sharing.",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(show_default="0.001", help="Learning rate of fine-tuning.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(show_default="0", help="Seed of everything that is random.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Training data: .npz with samples x (or one array for each input's name) and "
+            "labels y.",
+        ),
+    ] = None,
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Folder that keeps the module behind each step; the same command goes on there.",
+        ),
+    ] = None,
+    shape: _Shapes = None,
+    json: _Json = False,
+) -> None:
+    """Prune and share the weights of a network, fine-tuning it where training data is given."""
+    from tvm_compress import inspection, pipeline
+    from tvm_compress.cli import arrays, show
+    from tvm_compress.files import check_output
+
+    check_output(output)
+    options = {
+        "sparsity": sparsity,
+        "bits": bits,
+        "scope": scope,
+        "method": method,
+        "epochs": epochs,
+        "lr": lr,
+        "seed": seed,
+    }
+    steps = _recipe(recipe, {k: v for k, v in options.items() if v is not None}, train)
+    data = arrays.read_training(train) if train else None
+    mod = _load(model, shape)
+    small = pipeline.compress(mod, steps, train=data, checkpoint_dir=checkpoint_dir)
+    pipeline.save(small, output)
+    before, after = inspection.inspect(mod), inspection.inspect(small)
+    if json:
+        show.as_json(
+            {
+                "output": str(output),
+                "recipe": steps.model_dump(mode="json"),
+                "before": before.totals,
+                "after": after.totals,
+            }
+        )
+    else:
+        show.inspection(after)
+        show.saving(before.totals, after.totals)
+        show.line(f"wrote {output}")
+
+
+def _recipe(file: Path | None, options: dict[str, Any], train: Path | None) -> Recipe:
+    """Make the recipe of the file or of the options, and hold it against the data."""
+    from tvm_compress.errors import OptionError
+    from tvm_compress.recipe import Recipe
+    from tvm_compress.recipes import deep_compression
+
+    if file is not None:
+        if options:
+            given = " and ".join(f"--{name}" for name in options)
+            raise OptionError(
+                f"--recipe was given together with {given}; expected one or the other: write the "
+                "value into the recipe."
+            )
+        recipe = Recipe.from_toml(file)
+    else:
+        recipe = deep_compression(**(options if train else {"epochs": 0, **options}))
+    if recipe.needs_training_data and train is None:
+        raise OptionError(
+            "The recipe fine-tunes, and no training data was given; expected --train data.npz, or "
+            "no fine-tuning: --epochs 0 or a recipe without finetune."
+        )
+    if train is not None and not recipe.needs_training_data:
+        raise OptionError(
+            "--train was given, and the recipe does not fine-tune; expected --epochs above 0, a "
+            "recipe with a finetune step, or no --train."
+        )
+    return recipe
+
+
+def _load(model: Path, shapes: Sequence[str] | None) -> tvm.IRModule:
+    from tvm_compress.errors import OptionError
+    from tvm_compress.frontends import load
+
+    given: dict[str, tuple[int, ...]] = {}
+    for text in shapes or ():
+        name, _, sizes = text.rpartition("=")
+        try:
+            given[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            given[name] = ()
+        if not name or min(given[name], default=0) < 1:
+            raise OptionError(
+                f"--shape {text} is no shape; expected the input's name and its sizes, like "
+                "x=1,3,224,224."
+            )
+    return load(model, shapes=given or None)
+
+
+@app.command(epilog="Example: tvm-compress inspect kws.json")
+def inspect(model: _Model, shape: _Shapes = None, json: _Json = False) -> None:
+    """Show a network's inputs, outputs and operators, and each parameter's density and size."""
+    from tvm_compress import inspection
+    from tvm_compress.cli import show
+
+    found = inspection.inspect(_load(model, shape))
+    if json:
+        show.as_json(found.as_dict())
+    else:
+        show.inspection(found)
+
+
+@app.command(
+    epilog="Example: tvm-compress build kws.json --target c --board cortex-m4 --name kws -o kws_c"
+)
+def build(
+    model: _Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", show_default=False, help="Folder for the files.")
+    ],
+    target: Annotated[str, typer.Option(metavar="TARGET", help="What to build for.")] = "c",
+    board: _Board = None,
+    name: Annotated[str, typer.Option(help="Prefix of every symbol and file name.")] = "model",
+    shape: _Shapes = None,
+    json: _Json = False,
+) -> None:
+    """Write a network as source and firmware, and show what it takes of flash and RAM."""
+    from tvm_compress.build import build
+    from tvm_compress.cli import show
+
+    mod = _load(model, shape)
+    artifact = build(mod, target=target, board=board, name=name, out_dir=output)
+    if json:
+        show.as_json(show.size_as_dict(artifact))
+    else:
+        show.size(artifact)
+
+
+@app.command(
+    epilog="Example: tvm-compress run kws.json --target c --board cortex-m4 --random 0 --profile"
+)
+def run(
+    model: _Model,
+    target: Annotated[
+        str,
+        typer.Option(metavar="TARGET", help="reference (numpy) or a target of build."),
+    ] = "reference",
+    board: _Board = None,
+    input: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", "-i", show_default=False, help=".npy, or .npz with an array for each input."
+        ),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", show_default=False, help="Run on random input instead."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", show_default=False, help="Write the outputs here, as .npz."),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Count instructions layer by layer.")
+    ] = False,
+    shape: _Shapes = None,
+    json: _Json = False,
+) -> None:
+    """Run a network on one input."""
+    from tvm_compress.cli import arrays, show
+    from tvm_compress.errors import OptionError
+    from tvm_compress.files import check_output
+    from tvm_compress.targets import reference
+
+    if output is not None:
+        check_output(output)
+    if target == "reference" and (profile or board is not None):
+        option = "--profile" if profile else "--board"
+        raise OptionError(
+            f"The target reference takes no {option}; leave it out or choose --target c."
+        )
+    mod = _load(model, shape)
+    inputs = _inputs(mod, input, random)
+    artifact = None
+    if target == "reference":
+        results = reference.run(mod, inputs)
+    else:
+        from tvm_compress.build import build
+
+        artifact = build(mod, target=target, board=board)
+        results = artifact.run(inputs)
+    counted = artifact.profile(inputs) if artifact is not None and profile else None
+    if output is not None:
+        arrays.write_arrays(output, results)
+    if json:
+        document: dict[str, Any] = {"outputs": show.outputs_as_dict(results)}
+        if counted is not None:
+            document["profile"] = show.profile_as_dict(counted)
+        show.as_json(document)
+        return
+    show.outputs(results)
+    if counted is not None:
+        show.profile(counted)
+    if output is not None:
+        show.line(f"wrote {output}")
+
+
+def _inputs(mod: tvm.IRModule, file: Path | None, seed: int | None) -> dict[str, NDArray[Any]]:
+    """Read or make the inputs, and check them before anything is built."""
+    from tvm_compress.cli import arrays
+    from tvm_compress.errors import OptionError
+    from tvm_compress.tensors import check_inputs, input_specs
+
+    specs = input_specs(mod)
+    if (file is None) == (seed is None):
+        what = "No input was given" if file is None else "Both --input and --random were given"
+        raise OptionError(
+            f"{what}; expected --input with a .npy or .npz file ("
+            f"{arrays.expected_inputs(specs)}), or --random SEED."
+        )
+    if seed is not None:
+        if seed < 0:
+            raise OptionError(f"--random is {seed}; expected a whole number from 0 on.")
+        return arrays.random_inputs(specs, seed)
+    assert file is not None
+    return check_inputs(specs, arrays.read_inputs(file))
+
+
+@app.command(epilog="Example: tvm-compress doctor")
+def doctor(json: _Json = False) -> None:
+    """Show what is installed, what is missing and how to get it; exit 1 if it cannot work."""
+    from dataclasses import asdict
+
+    from tvm_compress.cli import show
+    from tvm_compress.doctor import diagnose
+
+    found = diagnose()
+    if json:
+        show.as_json([asdict(finding) for finding in found])
+    else:
+        show.findings(found)
+    if any(finding.required and finding.state != "ok" for finding in found):
+        raise typer.Exit(1)

@@ -1,0 +1,234 @@
+"""Tables for people and JSON for programs, on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tvm_compress.build import Artifact
+    from tvm_compress.doctor import Finding
+    from tvm_compress.inspection import Inspection
+
+__all__ = [
+    "as_json",
+    "findings",
+    "inspection",
+    "line",
+    "outputs",
+    "outputs_as_dict",
+    "profile",
+    "profile_as_dict",
+    "saving",
+    "size",
+    "size_as_dict",
+]
+
+# A file or a pipe has no width, and a table that is cut cannot be read back.
+_WIDTH_OF_A_FILE = 200
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+    return Console(width=width, highlight=False, markup=False)
+
+
+def line(text: str) -> None:
+    """Print one line."""
+    _console().print(text, soft_wrap=True)
+
+
+def as_json(document: Any) -> None:
+    """Print a JSON document."""
+    print(json.dumps(document, indent=2))
+
+
+def _table(
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: Sequence[int] = (0,),
+    total: Sequence[str] | None = None,
+) -> None:
+    """Print a table; the columns ``left`` are aligned to the left, the others to the right."""
+    table = Table(title=title, title_justify="left", show_footer=total is not None)
+    for column, name in enumerate(header):
+        table.add_column(
+            name,
+            footer=total[column] if total else "",
+            justify="left" if column in left else "right",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape) or "scalar"
+
+
+def inspection(found: Inspection) -> None:
+    """Print a network: inputs, outputs, operators and the table of its parameters."""
+    for what, specs in (("input", found.inputs), ("output", found.outputs)):
+        for spec in specs:
+            line(f"{what} {spec.name}: {spec.dtype} {_shape(spec.shape)}")
+    line("operators: " + ", ".join(f"{n} {op}" for op, n in found.operators.items()))
+    total = found.totals
+    _table(
+        "Parameters",
+        (
+            *("name", "shape", "operator", "density", "distinct"),
+            *("bits", "dense bytes", "packed bytes", "layout"),
+        ),
+        [
+            (
+                p.name,
+                _shape(p.shape),
+                p.operator or "-",
+                f"{p.density:.1%}",
+                str(p.distinct),
+                str(p.bits),
+                f"{p.dense_bytes:,}",
+                f"{p.packed_bytes:,}",
+                p.layout,
+            )
+            for p in found.parameters
+        ],
+        left=(0, 1, 2, 8),
+        total=(
+            *("total", f"{total['parameters']:,}", "", f"{total['density']:.1%}", "", ""),
+            *(f"{total['dense_bytes']:,}", f"{total['packed_bytes']:,}", "estimate"),
+        ),
+    )
+
+
+def saving(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """Print totals before and after compression."""
+    _table(
+        "Compression",
+        ("", "before", "after"),
+        [
+            ("density", f"{before['density']:.1%}", f"{after['density']:.1%}"),
+            (
+                "packed bytes (estimate)",
+                f"{before['packed_bytes']:,}",
+                f"{after['packed_bytes']:,}",
+            ),
+        ],
+    )
+
+
+def size_as_dict(artifact: Artifact) -> dict[str, Any]:
+    """Give files and sizes as JSON takes them."""
+    size = artifact.size
+    return {
+        "files": {name: str(path) for name, path in artifact.files.items()},
+        "flash_bytes": size.flash_bytes,
+        "ram_bytes": size.ram_bytes,
+        "flash": dict(size.flash),
+        "ram": dict(size.ram),
+    }
+
+
+def size(artifact: Artifact) -> None:
+    """Print the files and the table of sizes."""
+    for name, path in artifact.files.items():
+        line(f"{name}: {path}")
+    found = size_as_dict(artifact)
+    rows = []
+    for memory in ("flash", "ram"):
+        rows += [(memory, part, f"{count:,}") for part, count in found[memory].items()]
+        rows.append((memory, "total", f"{found[f'{memory}_bytes']:,}"))
+    _table("Size", ("memory", "part", "bytes"), rows, left=(0, 1))
+
+
+def outputs_as_dict(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Give outputs as JSON takes them."""
+    return {
+        name: {"dtype": str(a.dtype), "shape": list(a.shape), "values": a.tolist()}
+        for name, a in arrays.items()
+    }
+
+
+def outputs(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Print name, type and range of each output, and its first values."""
+
+    def number(value: np.generic) -> str:
+        return f"{value:.6g}"
+
+    _table(
+        "Outputs",
+        ("output", "dtype", "shape", "least", "largest", "first values"),
+        [
+            (
+                name,
+                str(a.dtype),
+                _shape(a.shape),
+                number(a.min()) if a.size else "-",
+                number(a.max()) if a.size else "-",
+                " ".join(number(v) for v in a.ravel()[:8]) + (" ..." if a.size > 8 else ""),
+            )
+            for name, a in arrays.items()
+        ],
+        left=(0, 1, 2, 5),
+    )
+
+
+def profile_as_dict(found: Any) -> dict[str, Any]:
+    """Give a profile as JSON takes it."""
+    layers = [
+        {"name": layer.name, "kind": layer.kind, "instructions": int(layer.instructions)}
+        for layer in found.layers
+    ]
+    return {"instructions": int(found.instructions), "layers": layers}
+
+
+def profile(found: Any) -> None:
+    """Print the table of instructions by layer."""
+    document = profile_as_dict(found)
+    total = document["instructions"]
+    _table(
+        "Instructions",
+        ("layer", "kind", "instructions", "share"),
+        [
+            (
+                layer["name"],
+                layer["kind"],
+                f"{layer['instructions']:,}",
+                f"{layer['instructions'] / total:.1%}" if total else "-",
+            )
+            for layer in document["layers"]
+        ],
+        left=(0, 1),
+        total=("total", "", f"{total:,}", ""),
+    )
+
+
+def findings(found: Sequence[Finding]) -> None:
+    """Print what is installed and how to get the rest."""
+    _table(
+        "Installation",
+        ("name", "used for", "installed", "wanted", "state", "how to get it"),
+        [
+            (
+                f.name,
+                f.purpose,
+                f.version or "-",
+                f.wanted or "any",
+                f.state if f.required or f.state != "missing" else "missing (optional)",
+                f.remedy,
+            )
+            for f in found
+        ],
+        left=range(6),
+    )

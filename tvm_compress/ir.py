@@ -1,0 +1,260 @@
+"""A canonical module seen as a graph: its parameters, its weights, and one way to rewrite it.
+
+A canonical module has one function ``main`` whose parameters are the network's inputs and whose
+body is one dataflow block. A *parameter* of the network is a binding of that block whose value is
+a constant or ``tvm_compress.codebook`` of two constants; the name of the bound variable is the
+parameter's name, so a weight keeps its name while passes change how it is represented.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from tvm_compress import edge
+from tvm_compress.errors import PassError
+from tvm_compress.ops import CODEBOOK, codebook_numpy
+
+__all__ = [
+    "Parameter",
+    "Rewriter",
+    "Weight",
+    "bindings",
+    "identifier",
+    "main_function",
+    "parameters",
+    "replace_parameters",
+    "weights",
+]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One named parameter of a network.
+
+    ``codes`` and ``centroids`` are given for a shared weight alone; ``value`` is always the dense
+    tensor.
+    """
+
+    name: str
+    value: NDArray[Any]
+    codes: NDArray[np.uint8] | None = None
+    centroids: NDArray[Any] | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the values are given by a codebook."""
+        return self.codes is not None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that an operator multiplies with its input: what compression works on.
+
+    ``operator`` is the operator's name and ``output_axis`` the axis of the output channels.
+    """
+
+    parameter: Parameter
+    operator: str
+    output_axis: int
+
+    @property
+    def name(self) -> str:
+        """The parameter's name."""
+        return self.parameter.name
+
+
+def identifier(name: str) -> str:
+    """Turn any name into one that TVMScript and C take.
+
+    >>> identifier("block.0/conv:weight")
+    'block_0_conv_weight'
+    """
+    clean = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
+    return clean if clean and not clean[0].isdigit() else f"p{clean}"
+
+
+def main_function(mod: tvm.IRModule) -> relax.Function:
+    """Give the function ``main``."""
+    if not isinstance(mod, tvm.IRModule):
+        raise PassError(
+            f"A {type(mod).__name__} was given; expected an IRModule: use load() first."
+        )
+    names = [var.name_hint for var in mod.get_global_vars()]
+    if "main" not in names:
+        raise PassError(
+            f"The module has no function main (it has {', '.join(names) or 'none'}); "
+            "rename the entry function to main."
+        )
+    return mod["main"]
+
+
+def bindings(function: relax.Function) -> Iterator[relax.VarBinding]:
+    """Give the bindings of a straight-line function in order."""
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if not isinstance(binding, relax.VarBinding):
+                raise PassError(
+                    f"The binding of {edge.var_name(binding.var)} is a {type(binding).__name__}; "
+                    "expected plain bindings: remove run-time shape checks from the module."
+                )
+            if isinstance(binding.value, relax.If | relax.Function):
+                raise PassError(
+                    f"{edge.var_name(binding.var)} is bound to a {type(binding.value).__name__}; "
+                    "expected straight-line code: export the network without control flow."
+                )
+            yield binding
+
+
+def _parameter(name: str, value: Any) -> Parameter | None:
+    if isinstance(value, edge.Constant):
+        return Parameter(name, edge.constant_value(value))
+    if edge.op_name(value) == CODEBOOK and all(isinstance(a, edge.Constant) for a in value.args):
+        codes, centroids = (edge.constant_value(arg) for arg in value.args)
+        return Parameter(name, codebook_numpy(codes, centroids), codes, centroids)
+    return None
+
+
+def parameters(mod: tvm.IRModule) -> dict[str, Parameter]:
+    """Give all named parameters of a module, in the order of their bindings."""
+    found: dict[str, Parameter] = {}
+    for binding in bindings(main_function(mod)):
+        parameter = _parameter(edge.var_name(binding.var), binding.value)
+        if parameter is not None:
+            found[parameter.name] = parameter
+    return found
+
+
+def _output_axis(call: Any, argument: int) -> int | None:
+    """Give the axis of the output channels where ``argument`` of ``call`` is a weight."""
+    name = edge.op_name(call) or ""
+    if name.startswith("relax.nn.conv") and argument == 1:
+        return str(call.attrs.kernel_layout).index("O")
+    if name == "relax.matmul":
+        rank = int(edge.tensor_type(call.args[argument]).ndim)
+        return rank - 1 if argument == 1 else rank - 2
+    return None
+
+
+def weights(mod: tvm.IRModule) -> dict[str, Weight]:
+    """Give the parameters of two or more dimensions that a convolution or a product uses.
+
+    A parameter used in several places is listed once, with its first use.
+    """
+    named = parameters(mod)
+    found: dict[str, Weight] = {}
+    for binding in bindings(main_function(mod)):
+        if not isinstance(binding.value, tvm.ir.Call):
+            continue
+        for index, arg in enumerate(binding.value.args):
+            if not isinstance(arg, relax.Var) or edge.var_name(arg) in found:
+                continue
+            parameter = named.get(edge.var_name(arg))
+            if parameter is None or parameter.value.ndim < 2:
+                continue
+            axis = _output_axis(binding.value, index)
+            if axis is not None:
+                operator = edge.op_name(binding.value) or ""
+                found[parameter.name] = Weight(parameter, operator, axis)
+    return found
+
+
+class Rewriter:
+    """Rebuilds ``main`` binding by binding.
+
+    Subclasses override :meth:`rewrite`. Inside it ``self.value(var)`` gives what a new variable is
+    bound to, so a rule can look through its arguments.
+    """
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        """Take the module to rewrite; :meth:`run` does it."""
+        self.mod = mod
+        self._builder = relax.BlockBuilder()
+        self._bindings: list[relax.VarBinding] = []
+        self._bound: dict[Any, Any] = {}
+        self._names: set[str] = set()
+        self._uses: dict[Any, int] = {}
+        self._new: dict[Any, Any] = {}  # old variable -> new expression
+
+    def rewrite(self, name: str, value: Any) -> Any:
+        """Give the new value of the binding ``name``; ``value`` has new arguments already."""
+        return value
+
+    def result(self, value: Any) -> Any:
+        """Give what an output is bound to in the new function."""
+        return value
+
+    def value(self, expr: Any) -> Any:
+        """Give what a variable is bound to in the new function, or the expression itself."""
+        return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
+    def used_once(self, expr: Any) -> bool:
+        """Whether a new variable stands for one that is used once in the old function."""
+        return self._uses.get(expr, 1) == 1
+
+    def emit(self, value: Any, name: str) -> Any:
+        """Bind ``value`` to a new variable whose name is ``name``, made unique."""
+        if isinstance(value, relax.Var | relax.ShapeExpr):
+            return value
+        value = self._builder.normalize(value)
+        var = relax.DataflowVar(self._unique(name), value.ty)
+        self._bindings.append(relax.VarBinding(var, value))
+        self._bound[var] = value
+        return var
+
+    def _unique(self, name: str) -> str:
+        unique, number = identifier(name), 1
+        while unique in self._names:
+            number += 1
+            unique = f"{identifier(name)}_{number}"
+        self._names.add(unique)
+        return unique
+
+    def run(self) -> tvm.IRModule:
+        """Give the module with ``main`` rewritten and its dead bindings removed."""
+        function = main_function(self.mod)
+        inputs = [relax.Var(self._unique(edge.var_name(p)), p.ty) for p in function.params]
+        new = self._new
+        new.update(zip(function.params, inputs, strict=True))
+        outputs, is_tuple = edge.outputs_of(function)
+        names = [self._unique(name) for name, _ in outputs]
+        uses = edge.use_counts(function)
+        for binding in bindings(function):
+            name = edge.var_name(binding.var)
+            value = self.rewrite(name, edge.substitute(binding.value, new))
+            var = new[binding.var] = self.emit(value, name)
+            if isinstance(var, relax.Var):
+                # An alias adds the uses of its name and is itself one use less.
+                alias = var in self._uses or isinstance(value, relax.Var)
+                before = self._uses.get(var, 1) - 1 if alias else 0
+                self._uses[var] = before + uses.get(binding.var, 0)
+        # The alias `output = value` is made anew, under the name that the output had.
+        results = [self.result(edge.substitute(value, new)) for _, value in outputs]
+        named = list(zip(names, results, strict=True))
+        rewritten = edge.straight_line(function, inputs, self._bindings, named, is_tuple)
+        mod = self.mod.clone()
+        mod.update_func(mod.get_global_var("main"), rewritten)
+        return relax.transform.DeadCodeElimination(["main"])(mod)
+
+
+def replace_parameters(
+    mod: tvm.IRModule, change: Mapping[str, tvm.ir.Expr] | Callable[[Parameter], Any]
+) -> tvm.IRModule:
+    """Rebind parameters: by name to new values, or by a function that gives None for no change."""
+
+    class Replace(Rewriter):
+        def rewrite(self, name: str, value: Any) -> Any:
+            parameter = _parameter(name, value)
+            if parameter is None:
+                return value
+            new = change(parameter) if callable(change) else change.get(name)
+            return value if new is None else new
+
+    return Replace(mod).run()

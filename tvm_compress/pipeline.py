@@ -1,0 +1,202 @@
+"""What happens to a model when it is compressed: one step of the recipe after the other.
+
+    load -> step 1 -> step 2 -> ... -> save
+
+Every step takes a canonical module and gives one, so the module between two steps can be saved, and
+a run that was killed goes on behind the last step that it finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+import tvm_compress
+from tvm_compress import ir
+from tvm_compress.errors import DataError, ModelFormatError, OptionError
+from tvm_compress.files import write_whole
+from tvm_compress.recipe import Finetune, Recipe
+
+if TYPE_CHECKING:
+    from tvm_compress.recipe import Step
+
+__all__ = ["TrainingData", "compress", "save"]
+
+TrainingData = tuple[NDArray[Any] | Mapping[str, NDArray[Any]], NDArray[Any]]
+
+
+def compress(
+    mod: tvm.IRModule,
+    recipe: Recipe,
+    *,
+    train: TrainingData | None = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> tvm.IRModule:
+    """Compress a network: run the steps of a recipe in order.
+
+    Args:
+        mod: a canonical module, as :func:`tvm_compress.load` gives it; it stays as it is.
+        recipe: the steps, see :mod:`tvm_compress.recipes`.
+        train: ``(x, y)``: samples, an array (N, ...) or arrays by input name, and N labels or
+            targets. Needed where the recipe fine-tunes.
+        checkpoint_dir: a folder, made if missing, that keeps the module behind every step. The same
+            call on the same folder goes on where the last one stopped; a changed recipe goes on
+            behind the last step that is still the same.
+        progress: whether to say on stderr which step runs.
+
+    Returns:
+        The compressed module.
+
+    Raises:
+        OptionError: a fine-tuning recipe without ``train``, or ``checkpoint_dir`` is a file.
+        DataError: ``train`` is not a pair.
+        PassError: a pass meets a module that it cannot rewrite.
+        MissingToolError: fine-tuning without torch.
+    """
+    ir.main_function(mod)
+    _check_train(recipe, train)
+    saved = _Checkpoints(checkpoint_dir, mod, recipe, train) if checkpoint_dir is not None else None
+    first, mod = saved.last(mod) if saved else (0, mod)
+    for number, step in list(enumerate(recipe.steps))[first:]:
+        if progress:
+            _say(f"[{number + 1}/{len(recipe.steps)}] {step.name}")
+        mod = _apply(step, mod, train, saved.unfinished(number) if saved else None, progress)
+        if saved:
+            saved.keep(number, mod)
+    return mod
+
+
+def save(mod: tvm.IRModule, path: str | PathLike[str]) -> None:
+    """Save a module as JSON, whole or not at all; :func:`tvm_compress.load` reads it.
+
+    Raises:
+        PassError: ``mod`` is not a module with a function main.
+        OptionError: the path is a folder, or its folder does not exist.
+    """
+    ir.main_function(mod)
+    text = tvm.ir.save_json(mod)
+    write_whole(Path(path), lambda stream: stream.write(text.encode()))
+
+
+def _apply(
+    step: Step,
+    mod: tvm.IRModule,
+    train: TrainingData | None,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tvm.IRModule:
+    if not isinstance(step, Finetune):
+        # Not step(mod): on the way through TVM's pass runner Ctrl-C would become a RuntimeError.
+        return step.apply(mod)
+    if step.epochs == 0:
+        return mod
+    assert train is not None, "compress() asks for data before the first step"
+    from tvm_compress.training import finetune
+
+    return finetune(
+        mod,
+        train,
+        epochs=step.epochs,
+        lr=step.lr,
+        batch_size=step.batch_size,
+        optimizer=step.optimizer,
+        loss=step.loss,
+        seed=step.seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def _check_train(recipe: Recipe, train: TrainingData | None) -> None:
+    if train is None and recipe.needs_training_data:
+        raise OptionError(
+            "The recipe fine-tunes, and no training data was given; expected train=(x, y): give "
+            "data, or make a recipe with epochs=0."
+        )
+    if train is not None and not (isinstance(train, tuple) and len(train) == 2):
+        raise DataError(
+            f"The training data is a {type(train).__name__}; expected a pair (x, y) of samples and "
+            "labels."
+        )
+
+
+def _say(line: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, markup=False).print(line)
+
+
+class _Checkpoints:
+    """The modules behind the finished steps, in files whose names say what they come from.
+
+    A name holds a hash over the first module, all steps up to its own and, behind a fine-tuning,
+    the data. So files of other runs may lie beside ours, and none is ever taken for ours.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        mod: tvm.IRModule,
+        recipe: Recipe,
+        train: TrainingData | None,
+    ) -> None:
+        self._folder = Path(folder)
+        if self._folder.exists() and not self._folder.is_dir():
+            raise OptionError(f"The checkpoint folder {self._folder} is a file; choose another.")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._files: list[Path] = []
+        # A new version may cluster or train otherwise.
+        digest = hashlib.sha256(tvm_compress.__version__.encode())
+        digest.update(tvm.ir.save_json(mod).encode())
+        data = _data_hash(train) if train is not None else b""
+        for number, (step, plain) in enumerate(
+            zip(recipe.steps, recipe.model_dump()["steps"], strict=True), 1
+        ):
+            digest.update(json.dumps(plain).encode())
+            if isinstance(step, Finetune):
+                digest.update(data)
+            name = f"{number:02}-{step.name}-{digest.hexdigest()[:16]}.json"
+            self._files.append(self._folder / name)
+
+    def last(self, mod: tvm.IRModule) -> tuple[int, tvm.IRModule]:
+        """Give the number of finished steps and the module behind them."""
+        for number in range(len(self._files), 0, -1):
+            path = self._files[number - 1]
+            if path.exists():
+                try:
+                    return number, tvm.ir.load_json(path.read_text(encoding="utf-8"))
+                except Exception as error:
+                    raise ModelFormatError(
+                        f"The checkpoint {path} cannot be read; expected a saved module: delete "
+                        "the file and run again."
+                    ) from error
+        return 0, mod
+
+    def unfinished(self, number: int) -> Path:
+        """Give the path of the checkpoint that a fine-tuning writes while it runs."""
+        return self._files[number].with_suffix(".training")
+
+    def keep(self, number: int, mod: tvm.IRModule) -> None:
+        """Save the module behind a finished step."""
+        save(mod, self._files[number])
+        self.unfinished(number).unlink(missing_ok=True)
+
+
+def _data_hash(train: TrainingData) -> bytes:
+    digest = hashlib.sha256()
+    x, y = train
+    samples = sorted(x.items()) if isinstance(x, Mapping) else [("", x)]
+    for name, array in [*samples, ("", y)]:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.digest()

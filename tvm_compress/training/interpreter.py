@@ -1,0 +1,301 @@
+"""A canonical module as a torch network: its parameters can be trained and written back.
+
+The bindings of ``main`` become a list of steps once; running the network then touches TVM no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tvm import relax
+
+from tvm_compress import edge, ir
+from tvm_compress.errors import DataError, UnsupportedError
+from tvm_compress.ops import codebook
+from tvm_compress.tensors import input_specs, output_specs
+from tvm_compress.training.meaning import TORCH, Attributes, as_declared
+
+__all__ = ["TorchModule"]
+
+_Read = Callable[[list[Any]], Any]
+
+# Arguments that describe data or a number format: training would change what the network means.
+_HELD_ARGUMENTS = {
+    "relax.nn.batch_norm": (3, 4),
+    "relax.quantize": (1, 2),
+    "relax.dequantize": (1, 2),
+}
+
+
+class SharedWeight(torch.autograd.Function):
+    """``centroids[codes]``, whose gradient sums over all weights of a centroid.
+
+    Source: Deep Compression (arXiv 1510.00149), section 3.3, equation 3.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, centroids: Tensor) -> Tensor:
+        """Give the dense weight: ``codes`` int32 of any shape, ``centroids`` of shape (k,)."""
+        ctx.save_for_backward(codes)
+        ctx.count = centroids.numel()
+        return torch.index_select(centroids, 0, codes.flatten()).reshape(codes.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        """Sum in float64 and in a fixed order: millions of weights may share a centroid."""
+        (codes,) = ctx.saved_tensors
+        (gradient,) = gradients
+        flat = gradient.reshape(-1).to(torch.float64)
+        sums = torch.bincount(codes.flatten(), weights=flat, minlength=ctx.count)
+        return None, sums.to(gradient.dtype)
+
+
+class TorchModule(nn.Module):
+    """A network that runs in torch what a canonical module says, with gradients.
+
+    Its parameters are the floating parameters of the IR: a dense tensor under ``NAME:value``, the
+    centroids of a shared weight under ``NAME:centroids`` (its codes never change). Statistics of a
+    batch normalisation, scales of quantisation and tensors with infinities (masks of attention)
+    are parameters that do not ask for a gradient.
+
+    Args:
+        mod: a module as :func:`tvm_compress.load` gives it.
+        before_softmax: give the input of a softmax that ends the network in place of its output
+            (``ends_in_softmax`` says whether there is one); the output then has the shape of that
+            input.
+
+    Raises:
+        UnsupportedError: the module holds an operator without a torch meaning.
+    """
+
+    def __init__(self, mod: tvm.IRModule, *, before_softmax: bool = False) -> None:
+        super().__init__()
+        self._mod = mod
+        self._input_specs = input_specs(mod)
+        self._output_specs = output_specs(mod)
+        self._parameters_of_ir = ir.parameters(mod)
+        self._slots: dict[Any, int] = {}
+        self._steps: list[tuple[int, _Read]] = []
+        self._weight_slots: list[tuple[int, str]] = []
+        self._zeros: list[tuple[str, str]] = []
+        self._constants = 0
+        function = ir.main_function(mod)
+        for param in function.params:
+            self._slot(param)
+        held = _held(function)
+        for binding in ir.bindings(function):
+            name = edge.var_name(binding.var)
+            if name in self._parameters_of_ir:
+                self._register(self._parameters_of_ir[name], trained=name not in held)
+                self._weight_slots.append((self._slot(binding.var), name))
+            else:
+                read = self._reader(binding.value, name)
+                self._steps.append((self._slot(binding.var), read))
+        self._hold_zeros_of(ir.weights(mod))
+        outputs, self._is_tuple = edge.outputs_of(function)
+        variables = [var for _, var in outputs]
+        self.ends_in_softmax = False
+        if before_softmax and len(variables) == 1:
+            logits = _input_of_last_softmax(function, variables[0])
+            self.ends_in_softmax = logits is not None
+            variables = variables if logits is None else [logits]
+        named = zip(outputs, variables, strict=True)
+        self._results = [self._reader(var, name) for (name, _), var in named]
+
+    # -- building ---------------------------------------------------------------------------------
+
+    def _slot(self, var: Any) -> int:
+        return self._slots.setdefault(var, len(self._slots))
+
+    def _register(self, parameter: ir.Parameter, trained: bool) -> None:
+        name, value = parameter.name, parameter.value
+        if parameter.codes is not None and parameter.centroids is not None:
+            self.register_buffer(f"{name}:codes", _tensor(parameter.codes.astype(np.int32)))
+            centroids = _tensor(parameter.centroids)
+            self.register_parameter(f"{name}:centroids", nn.Parameter(centroids, trained))
+            if parameter.centroids[0] == 0:
+                zero = torch.zeros(centroids.shape, dtype=torch.bool)
+                zero[0] = True
+                self._hold(f"{name}:centroids", zero)
+        elif value.dtype.kind == "f":
+            trained = trained and not np.isinf(value).any()
+            self.register_parameter(f"{name}:value", nn.Parameter(_tensor(value), trained))
+        else:
+            self.register_buffer(f"{name}:value", _tensor(value))
+
+    def _hold(self, attribute: str, zeros: Tensor) -> None:
+        self.register_buffer(f"{attribute}:zeros", zeros, persistent=False)
+        self._zeros.append((attribute, f"{attribute}:zeros"))
+
+    def _hold_zeros_of(self, weights: dict[str, ir.Weight]) -> None:
+        for name, weight in weights.items():
+            value = weight.parameter.value
+            if not weight.parameter.shared and value.dtype.kind == "f" and (value == 0).any():
+                self._hold(f"{name}:value", torch.from_numpy(np.asarray(value == 0)))
+
+    def _reader(self, expr: Any, name: str) -> _Read:
+        """Turn a binding's value into a function of the values of the variables."""
+        if isinstance(expr, relax.Var):
+            slot = self._slots[expr]
+            return lambda values: values[slot]
+        if isinstance(expr, edge.Constant):
+            attribute = f"constant:{self._constants}"
+            self._constants += 1
+            self.register_buffer(attribute, _tensor(edge.constant_value(expr)), persistent=False)
+            return lambda values: getattr(self, attribute)
+        if isinstance(expr, tvm.ir.Tuple):
+            fields = [self._reader(field, name) for field in expr.fields]
+            return lambda values: tuple(field(values) for field in fields)
+        if isinstance(expr, tvm.ir.TupleGetItem):
+            source, index = self._reader(expr.tuple_value, name), int(expr.index)
+            return lambda values: source(values)[index]
+        if isinstance(expr, relax.ShapeExpr):
+            sizes = tuple(int(size) for size in expr.values)
+            return lambda values: sizes
+        if isinstance(expr, tvm.tirx.IntImm | tvm.tirx.FloatImm):
+            number = expr.value
+            return lambda values: number
+        return self._call(expr, name)
+
+    def _call(self, call: Any, name: str) -> _Read:
+        operator = edge.op_name(call)
+        if operator not in TORCH:
+            what = operator or type(call).__name__
+            raise UnsupportedError(
+                f"Fine-tuning: {what} (bound to {name}) has no torch meaning; expected one of the "
+                "operators listed in docs/operators.md: replace it in the network, or compress "
+                "without fine-tuning."
+            )
+        function, declared = TORCH[operator], _declared(call.ty)
+        attrs = Attributes(call.attrs, declared)
+        args = [self._reader(arg, name) for arg in call.args]
+        return lambda values: as_declared(
+            function(attrs, *[arg(values) for arg in args]), declared
+        )
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def dense(self, name: str) -> Tensor:
+        """Give a parameter's dense tensor, by its name in the IR, with its gradient's path."""
+        if self._parameters_of_ir[name].shared:
+            centroids: Tensor = getattr(self, f"{name}:centroids")
+            codes: Tensor = getattr(self, f"{name}:codes")
+            weight: Tensor = SharedWeight.apply(codes, centroids)  # type: ignore[no-untyped-call]
+            return weight
+        value: Tensor = getattr(self, f"{name}:value")
+        return value
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run one sample, or a batch of samples.
+
+        Args:
+            inputs: one tensor an input, in order. Each has the shape that the IR declares (with
+                its own batch axis of 1), or all have one more axis in front: the samples.
+
+        Returns:
+            The output, or a tuple where ``main`` returns one; with the axis of the samples in
+            front where the inputs have it. An output that the IR declares to be of integers may
+            stand as floats of whole value.
+
+        Raises:
+            DataError: another number of inputs or other shapes.
+        """
+        batched = self._check(inputs)
+        # Outside of vmap: the weights are the same for all samples.
+        weights = [(slot, self.dense(name)) for slot, name in self._weight_slots]
+
+        def sample(*tensors: Tensor) -> tuple[Any, ...]:
+            values: list[Any] = [None] * len(self._slots)
+            values[: len(tensors)] = tensors
+            for slot, weight in weights:
+                values[slot] = weight
+            for slot, read in self._steps:
+                values[slot] = read(values)
+            return tuple(read(values) for read in self._results)
+
+        outputs = torch.func.vmap(sample)(*inputs) if batched else sample(*inputs)
+        return outputs if self._is_tuple else outputs[0]
+
+    def _check(self, inputs: tuple[Tensor, ...]) -> bool:
+        specs = self._input_specs
+        shapes = [tuple(x.shape) for x in inputs]
+        if shapes == [spec.shape for spec in specs]:
+            return False
+        counts = {shape[0] for shape in shapes if shape}
+        if [shape[1:] for shape in shapes] == [s.shape for s in specs] and len(counts) == 1:
+            return True
+        expected = ", ".join(f"{spec.name} {spec.shape}" for spec in specs)
+        raise DataError(
+            f"The inputs have the shapes {', '.join(map(str, shapes)) or 'of nothing'}; expected "
+            f"{expected}, or all of them with one more axis of samples in front."
+        )
+
+    # -- training ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def hold_zeros(self) -> None:
+        """Set pruned weights and the zero centroids to 0.0 again; call it after every step.
+
+        What an optimizer remembers of them (momentum) cannot move them this way.
+        """
+        for attribute, zeros in self._zeros:
+            getattr(self, attribute).masked_fill_(getattr(self, zeros), 0.0)
+
+    def to_relax(self) -> tvm.IRModule:
+        """Give the module with the present values; the structure and all codes are the same."""
+        new: dict[str, tvm.ir.Expr] = {}
+        for name, parameter in self._parameters_of_ir.items():
+            old = parameter.value if parameter.centroids is None else parameter.centroids
+            if old.dtype.kind != "f":
+                continue
+            attribute = f"{name}:centroids" if parameter.shared else f"{name}:value"
+            value = edge.constant(getattr(self, attribute).detach().cpu().numpy().astype(old.dtype))
+            if parameter.codes is not None:
+                value = codebook(edge.constant(parameter.codes), value)
+            new[name] = value
+        return ir.replace_parameters(self._mod, new)
+
+
+def _tensor(value: NDArray[Any]) -> Tensor:
+    # A copy: the array is the memory of a constant of the IR.
+    return torch.from_numpy(np.array(value, order="C"))
+
+
+def _declared(ty: Any) -> Any:
+    if isinstance(ty, relax.TupleType):
+        return tuple(_declared(field) for field in ty.fields)
+    return "shape" if isinstance(ty, relax.ShapeType) else edge.dtype_of(ty)
+
+
+def _held(function: relax.Function) -> set[str]:
+    """Give the names of the variables that are an argument which is not to be trained."""
+    return {
+        edge.var_name(binding.value.args[index])
+        for binding in ir.bindings(function)
+        for index in _HELD_ARGUMENTS.get(edge.op_name(binding.value) or "", ())
+        if isinstance(binding.value.args[index], relax.Var)
+    }
+
+
+def _input_of_last_softmax(function: relax.Function, output: Any) -> Any:
+    """Give what goes into the softmax that makes ``output``, or None where none does."""
+    bound = {binding.var: binding.value for binding in ir.bindings(function)}
+    value = output
+    while isinstance(value, relax.Var):
+        value = bound.get(value)
+    while edge.op_name(value) == "relax.reshape":
+        value = value.args[0]
+        while isinstance(value, relax.Var):
+            value = bound.get(value)
+    if edge.op_name(value) != "relax.nn.softmax":
+        return None
+    shape = edge.static_shape(value) or ()
+    # The classes have to lie along the last axis of more than one element, where the loss looks.
+    axis = int(value.attrs.axis) % len(shape)
+    return value.args[0] if all(size == 1 for size in shape[axis + 1 :]) else None
