@@ -78,11 +78,10 @@ class _Canonicalizer(Rewriter):
             return var
         if _IMPORTED_NAME.match(name):
             name = _short_name(value)
-        name = self._reserve(name)
-        return super().emit(self._place(value, name), name)
+        return super().emit(self._place(value, self._reserve(name)), name)
 
     def result(self, value: Any) -> Any:
-        return self._place_one(value, "output")
+        return self._place_one(value, "output", "_constant")
 
     def _reserve(self, name: str) -> str:
         unique = self._unique(name)
@@ -92,39 +91,50 @@ class _Canonicalizer(Rewriter):
     def _place(self, value: Any, consumer: str) -> Any:
         """Bind the constants among the arguments of ``value``."""
         if isinstance(value, tvm.ir.Tuple):
-            return tvm.ir.Tuple([self._place_one(f, f"{consumer}_part") for f in value.fields])
-        if not isinstance(value, tvm.ir.Call) or edge.op_name(value) == CODEBOOK:
+            return tvm.ir.Tuple([self._place_one(f, consumer, "_part") for f in value.fields])
+        if not isinstance(value, tvm.ir.Call):
             return value
+        if edge.op_name(value) == CODEBOOK:  # codes and centroids stand in the call itself
+            inner = [self.value(arg) for arg in value.args]
+            constants = all(isinstance(arg, edge.Constant) for arg in inner)
+            return edge.with_args(value, inner) if constants else value
         args = []
         for index, arg in enumerate(value.args):
             if isinstance(arg, tvm.ir.Tuple):
                 args.append(self._place(arg, consumer))
             else:
-                args.append(self._place_one(arg, self._role(value, index, consumer)))
+                args.append(self._place_one(arg, *self._role(value, index, consumer)))
         return edge.with_args(value, args)
 
-    def _place_one(self, arg: Any, role: str) -> Any:
+    def _place_one(self, arg: Any, owner: str, suffix: str) -> Any:
         if isinstance(arg, edge.Constant) and edge.tensor_type(arg).ndim > 0:
-            return super().emit(arg, role)
+            return self._owned(arg, owner, suffix)
         if arg not in self._pending:
             return arg
         if arg not in self._placed:
             name = self._pending[arg]
-            name = role if not name or _IMPORTED_NAME.match(name) else name
-            self._placed[arg] = super().emit(self._bound[arg], name)
+            if not name or _IMPORTED_NAME.match(name):
+                self._placed[arg] = self._owned(self._bound[arg], owner, suffix)
+            else:
+                self._placed[arg] = super().emit(self._bound[arg], name)
         return self._placed[arg]
 
-    def _role(self, call: Any, index: int, consumer: str) -> str:
+    def _owned(self, value: Any, owner: str, suffix: str) -> Any:
+        var = super().emit(value, owner + suffix)
+        self._owners[var] = (owner, suffix)
+        return var
+
+    def _role(self, call: Any, index: int, consumer: str) -> tuple[str, str]:
         """Name a nameless constant by what it is to the operator that uses it."""
         operator = edge.op_name(call) or ""
         if operator.startswith("relax.nn.conv") or operator == "relax.matmul":
-            return f"{consumer}_weight"
+            return consumer, "_weight"
         if operator == "relax.add" and index == 1:
             source = call.args[0]
             inner = edge.op_name(self.value(source)) or ""
             if inner.startswith(("relax.nn.conv", "relax.matmul")):
-                return f"{edge.var_name(source)}_bias"
-        return f"{consumer}_constant"
+                return edge.var_name(source), "_bias"
+        return consumer, "_constant"
 
     # -- rules ------------------------------------------------------------------------------------
 
@@ -160,8 +170,10 @@ class _Canonicalizer(Rewriter):
 
     def named(self, array: NDArray[Any], source: Any) -> Any:
         """Make a constant that takes the name of the variable ``source``."""
-        name = edge.var_name(source) if isinstance(source, relax.Var) else ""
-        return self.emit(edge.constant(array), self._pending.get(source, name))
+        name = ""  # nameless or named by its use: it will be named by its use again
+        if isinstance(source, relax.Var) and source not in self._owners:
+            name = self._pending.get(source) or self._wanted.get(source, "")
+        return self.emit(edge.constant(array), name)
 
     def _fold(self, call: Any, name: str) -> Any:
         """Compute a call of constants; a result takes the name of its largest argument."""
@@ -303,12 +315,15 @@ def _simplify_transpose(self: _Canonicalizer, call: Any, name: str) -> Any:
     shape = _shape(call.args[0])
     if shape is None:
         return None
-    axes = list(range(len(shape)))[::-1]
-    if call.attrs.axes is not None:
-        axes = [int(a) for a in call.attrs.axes]
+
+    def axes_of(transpose: Any) -> list[int]:
+        given = transpose.attrs.axes
+        return list(range(len(shape)))[::-1] if given is None else [int(a) for a in given]
+
+    axes = axes_of(call)
     inner = self.value(call.args[0])
-    if edge.op_name(inner) == "relax.permute_dims" and inner.attrs.axes is not None:
-        first = [int(a) for a in inner.attrs.axes]
+    if edge.op_name(inner) == "relax.permute_dims":
+        first = axes_of(inner)
         return relax.op.permute_dims(inner.args[0], [first[a] for a in axes])
     moved = [a for a in axes if shape[a] != 1]
     if moved == sorted(moved):  # no axis of more than one element changes its place
@@ -346,7 +361,7 @@ def _to_clip(self: _Canonicalizer, call: Any, name: str) -> Any:
     if not self.used_once(call.args[0]):
         return None
     if edge.op_name(inner) == "relax.nn.relu":
-        return relax.op.clip(inner.args[0], 0, float(high))
+        return relax.op.clip(inner.args[0], 0.0, float(high))
     low = self.constant(inner.args[1]) if edge.op_name(inner) == "relax.maximum" else None
     if low is not None and low.ndim == 0:
         return relax.op.clip(inner.args[0], float(low), float(high))
@@ -356,7 +371,12 @@ def _to_clip(self: _Canonicalizer, call: Any, name: str) -> Any:
 @_rule("clip")
 def _clip_to_relu(self: _Canonicalizer, call: Any, name: str) -> Any:
     low, high = (float(bound.value) for bound in call.args[1:])
-    return relax.op.nn.relu(call.args[0]) if low == 0 and high == np.inf else None
+    if not edge.dtype_of(call).startswith("float"):
+        return None
+    if low == 0 and high == np.inf:
+        return relax.op.nn.relu(call.args[0])
+    whole = any(isinstance(bound, tvm.tirx.IntImm) for bound in call.args[1:])
+    return relax.op.clip(call.args[0], low, high) if whole else None
 
 
 @_rule("nn.conv1d", "nn.conv2d", "nn.conv3d")

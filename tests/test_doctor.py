@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import platform
+import re
 import stat
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -218,9 +220,6 @@ def test_versions_compare_as_pip_compares_them(version: str, wanted: str) -> Non
 
 def test_what_is_asked_for_is_in_the_form_that_is_compared() -> None:
     # satisfies() knows ==, >= and <; another clause in pyproject.toml would be taken as met.
-    import re
-    import tomllib
-
     project = tomllib.loads((Path(doctor.__file__).parents[1] / "pyproject.toml").read_text())
     texts = list(project["project"]["dependencies"])
     for extra in project["project"]["optional-dependencies"].values():

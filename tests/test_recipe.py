@@ -155,7 +155,7 @@ def test_values_of_numpy_are_written_as_numbers() -> None:
 def test_a_recipe_cannot_be_changed() -> None:
     recipe = deep_compression(epochs=0)
     with pytest.raises(ValueError, match="frozen"):
-        recipe.steps = ()  # type: ignore[misc]
+        recipe.steps = ()
 
 
 def test_every_pass_is_a_step() -> None:

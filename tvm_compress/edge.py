@@ -6,6 +6,7 @@ another release is tried.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -95,11 +96,6 @@ def dtype_of(ty: Any) -> str:
     return str(getattr(dtype, "dtype", dtype))
 
 
-def is_tensor(expr: Any) -> bool:
-    """Whether an expression has a tensor type."""
-    return isinstance(expr.ty, relax.TensorType)
-
-
 def dtype_of_or_none(expr: Any) -> str | None:
     """Give the dtype of a tensor expression, or None of anything else."""
     return dtype_of(expr) if is_tensor(expr) else None
@@ -152,26 +148,26 @@ def with_args(call: Any, args: Sequence[Any]) -> Any:
     return tvm.ir.Call(call.op, list(args), call.attrs, ty_args=list(call.ty_args) or None)
 
 
-def use_counts(function: relax.Function) -> dict[Any, int]:
+def variables_in(expr: Any) -> Iterator[Any]:
+    """Give the variables of one binding's value, in order, each as often as it is used."""
+    if isinstance(expr, relax.Var):
+        yield expr
+    elif isinstance(expr, tvm.ir.Tuple):
+        for field in expr.fields:
+            yield from variables_in(field)
+    elif isinstance(expr, tvm.ir.TupleGetItem):
+        yield from variables_in(expr.tuple_value)
+    elif isinstance(expr, tvm.ir.Call):
+        for arg in expr.args:
+            yield from variables_in(arg)
+
+
+def use_counts(function: relax.Function) -> Counter[Any]:
     """Count how often each variable is used by bindings and by the result."""
-    counts: dict[Any, int] = {}
-
-    def visit(expr: Any) -> None:
-        if isinstance(expr, relax.Var):
-            counts[expr] = counts.get(expr, 0) + 1
-        elif isinstance(expr, tvm.ir.Tuple):
-            for field in expr.fields:
-                visit(field)
-        elif isinstance(expr, tvm.ir.TupleGetItem):
-            visit(expr.tuple_value)
-        elif isinstance(expr, tvm.ir.Call):
-            for arg in expr.args:
-                visit(arg)
-
+    counts: Counter[Any] = Counter(variables_in(function.body.body))
     for block in function.body.blocks:
         for binding in block.bindings:
-            visit(binding.value)
-    visit(function.body.body)
+            counts.update(variables_in(binding.value))
     return counts
 
 

@@ -113,10 +113,26 @@ def bindings(function: relax.Function) -> Iterator[relax.VarBinding]:
             yield binding
 
 
+def _unique(name: str, taken: set[str]) -> str:
+    """Make a name an identifier that is not taken, and take it."""
+    unique, number = identifier(name), 1
+    while unique in taken:
+        number += 1
+        unique = f"{identifier(name)}_{number}"
+    taken.add(unique)
+    return unique
+
+
+def _is_parameter(value: Any) -> bool:
+    return isinstance(value, edge.Constant) or (
+        edge.op_name(value) == CODEBOOK and all(isinstance(a, edge.Constant) for a in value.args)
+    )
+
+
 def _parameter(name: str, value: Any) -> Parameter | None:
     if isinstance(value, edge.Constant):
         return Parameter(name, edge.constant_value(value))
-    if edge.op_name(value) == CODEBOOK and all(isinstance(a, edge.Constant) for a in value.args):
+    if _is_parameter(value):
         codes, centroids = (edge.constant_value(arg) for arg in value.args)
         return Parameter(name, codebook_numpy(codes, centroids), codes, centroids)
     return None
@@ -182,6 +198,8 @@ class Rewriter:
         self._names: set[str] = set()
         self._uses: dict[Any, int] = {}
         self._new: dict[Any, Any] = {}  # old variable -> new expression
+        self._wanted: dict[Any, str] = {}  # the name of a new variable, while not yet unique
+        self._owners: dict[Any, tuple[str, str]] = {}  # or: the name of another one, and a suffix
 
     def rewrite(self, name: str, value: Any) -> Any:
         """Give the new value of the binding ``name``; ``value`` has new arguments already."""
@@ -207,15 +225,52 @@ class Rewriter:
         var = relax.DataflowVar(self._unique(name), value.ty)
         self._bindings.append(relax.VarBinding(var, value))
         self._bound[var] = value
+        self._wanted[var] = name
         return var
 
     def _unique(self, name: str) -> str:
-        unique, number = identifier(name), 1
-        while unique in self._names:
-            number += 1
-            unique = f"{identifier(name)}_{number}"
-        self._names.add(unique)
-        return unique
+        return _unique(name, self._names)
+
+    def _finish(self, results: list[Any], taken: set[str]) -> tuple[list[Any], list[Any]]:
+        """Give the bindings that the results need, and the results.
+
+        Parameters go in front of their first use, and names are given anew: a binding that a rule
+        made superfluous must not keep a weight from its name.
+        """
+        used = {var for result in results for var in edge.variables_in(result)}
+        live = []
+        for binding in reversed(self._bindings):
+            if binding.var in used:
+                live.append(binding)
+                used.update(edge.variables_in(binding.value))
+        live.reverse()
+        constants = {b.var: b for b in live if _is_parameter(b.value)}
+        computed = [b for b in live if b.var not in constants]
+        final: dict[str, str] = {}
+        for var in [*(v for v in constants if v not in self._owners), *(b.var for b in computed)]:
+            final[edge.var_name(var)] = _unique(self._wanted[var], taken)
+        for var in (v for v in constants if v in self._owners):
+            owner, suffix = self._owners[var]
+            final[edge.var_name(var)] = _unique(final.get(owner, owner) + suffix, taken)
+
+        placed: list[Any] = []
+        new: dict[Any, Any] = {}
+
+        def place(binding: Any) -> None:
+            for var in edge.variables_in(binding.value):
+                if var in constants and var not in new:
+                    place(constants[var])
+            var = relax.DataflowVar(final[edge.var_name(binding.var)], binding.var.ty)
+            placed.append(relax.VarBinding(var, edge.substitute(binding.value, new)))
+            new[binding.var] = var
+
+        for binding in computed:
+            place(binding)
+        for result in results:
+            for var in edge.variables_in(result):
+                if var in constants and var not in new:
+                    place(constants[var])
+        return placed, [edge.substitute(result, new) for result in results]
 
     def run(self) -> tvm.IRModule:
         """Give the module with ``main`` rewritten and its dead bindings removed."""
@@ -237,8 +292,10 @@ class Rewriter:
                 self._uses[var] = before + uses.get(binding.var, 0)
         # The alias `output = value` is made anew, under the name that the output had.
         results = [self.result(edge.substitute(value, new)) for _, value in outputs]
+        taken = {*names, *(edge.var_name(var) for var in inputs)}
+        placed, results = self._finish(results, taken)
         named = list(zip(names, results, strict=True))
-        rewritten = edge.straight_line(function, inputs, self._bindings, named, is_tuple)
+        rewritten = edge.straight_line(function, inputs, placed, named, is_tuple)
         mod = self.mod.clone()
         mod.update_func(mod.get_global_var("main"), rewritten)
         return relax.transform.DeadCodeElimination(["main"])(mod)

@@ -31,22 +31,23 @@ _DEFINITION = re.compile(r"TVM_DLL void (\w+)\(([^)]*)\) \{\n(.*?)^\}\n", re.M |
 
 @dataclass(frozen=True)
 class CFunction:
-    """A C function that has no name yet.
-
-    ``workspaces`` are the bytes of the scratch buffers that follow its declared arguments.
-    """
+    """A C function that has no name yet."""
 
     parameters: tuple[str, ...]
     body: str
-    workspaces: tuple[int, ...]
 
     def definition(self, name: str) -> str:
         """Give the definition as a static function called ``name``."""
         return f"static void {name}({', '.join(self.parameters)}) {{\n{self.body}}}\n"
 
 
-def emit_function(function: tirx.PrimFunc, outputs: int) -> CFunction:
+def emit_function(
+    function: tirx.PrimFunc, outputs: int
+) -> tuple[CFunction, tuple[int, ...]]:
     """Emit a PrimFunc whose last ``outputs`` parameters are written.
+
+    Returns:
+        The function, and the bytes of the scratch buffers that are its last parameters.
 
     Raises:
         UnsupportedError: the C code generator has no form for the loop nest.
@@ -54,7 +55,7 @@ def emit_function(function: tirx.PrimFunc, outputs: int) -> CFunction:
     target = tvm.target.Target("c")
     mod = tvm.IRModule({"kernel": _inlined(function).with_attr("global_symbol", "kernel")})
     try:
-        mod = tvm.transform.Sequential([tirx.transform.BindTarget(target), *_passes()])(mod)
+        mod = tvm.transform.Sequential([tirx.transform.BindTarget(target), *_passes(function)])(mod)
         plain, workspaces = _with_pointers(mod["kernel"])
         mod = tirx.transform.LowerIntrin()(tvm.IRModule({"kernel": plain}))
         text = tvm.get_global_func("target.build.c")(mod, target).inspect_source()
@@ -72,17 +73,25 @@ def emit_function(function: tirx.PrimFunc, outputs: int) -> CFunction:
     inputs = len(parameters) - outputs - len(workspaces)
     declared = [_declare(p, constant=i < inputs) for i, p in enumerate(parameters)]
     body = re.sub(rf"{_FLOAT_CALL}\((-?\d+)\)", _float_text, match[3])
-    return CFunction(tuple(declared), _unused(body, declared) + body, workspaces)
+    return CFunction(tuple(declared), _unused(body, declared) + body), workspaces
 
 
-def _passes() -> list[Any]:
+def _is_kernel(function: tirx.PrimFunc) -> bool:
+    """Whether it is one of our kernels: plain loops without blocks."""
+    return int((function.attrs or {}).get("op_pattern", 0)) == OPAQUE
+
+
+def _passes(function: tirx.PrimFunc) -> list[Any]:
+    # It shrinks arrays to the region that it sees used, and takes an index that is itself loaded
+    # for a constant; our kernels size their arrays exactly.
+    compact = [] if _is_kernel(function) else [s_tir.transform.CompactBufferAllocation()]
     return [
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerCrossThreadReduction(),
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
         s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
+        *compact,
         s_tir.transform.LowerMatchBuffer(),
         s_tir.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
@@ -104,8 +113,8 @@ def _passes() -> list[Any]:
 
 def _inlined(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Inline what is computed element by element, so that no array is made for it."""
-    if int((function.attrs or {}).get("op_pattern", 0)) == OPAQUE:
-        return function  # one of our kernels: loops without blocks
+    if _is_kernel(function):
+        return function
     schedule = s_tir.Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         # With two readers an element would be computed twice (softmax's exponentials).

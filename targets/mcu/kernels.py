@@ -2,18 +2,20 @@
 
 One builder makes the kernel of one layer from three parts: the :class:`Geometry`, where a weight
 comes from (:class:`Dense`, :class:`PackedCodes`, :class:`PackedGaps`) and what follows the sum
-(the epilogue: bias, residual, activation). A weight is decoded at the place where it is
-multiplied; no full tensor of weights exists at run time.
+(the epilogue: bias, residual, activation).
 
-Three loop nests serve all cases:
+All loop nests go over output channels, then over output pixels in tiles that sit in registers, so
+a weight is loaded once a tile. Pixels at the border clip their window instead of reading a padded
+copy of the input. How a weight is decoded:
 
-- *grid*: weights that can be addressed (dense, ``dense_codes``). A tile of output pixels sits in
-  registers, so a weight is loaded and decoded once a tile. Rows and columns at the border clip
-  their window instead of reading a padded copy of the input.
-- *stream, pointwise*: ``gap_codes`` where each output pixel sees one input pixel; the row's
-  entries are decoded once a tile of pixels.
-- *stream, spatial*: ``gap_codes`` with a window. Each entry is decoded once and adds its product
-  to the whole plane of its output channel, which is accumulated in the output buffer.
+- where all pixels of a channel fit one tile (a product with a vector), at the place where it is
+  multiplied: no weight ever lies decoded in memory;
+- else once for each output channel, into a scratch row that all its pixels read: the channel's
+  weights for ``dense_codes``, a list of (input offset, value) of the non-zero ones for
+  ``gap_codes``. The rows of ``gap_codes`` are in the order (kh, kw, input channel), so that the taps
+  which are inside the input at some pixel are one piece of the list.
+
+No full tensor of weights exists at run time.
 """
 
 from __future__ import annotations
@@ -33,7 +35,16 @@ from tvm.tirx.script import builder as T
 from tvm_compress.layouts import DenseCodes, GapCodes
 from tvm_compress.targets.mcu.geometry import Geometry
 
-__all__ = ["OPAQUE", "Dense", "Epilogue", "Operand", "PackedCodes", "PackedGaps", "build_kernel"]
+__all__ = [
+    "OPAQUE",
+    "Dense",
+    "Epilogue",
+    "Operand",
+    "PackedCodes",
+    "PackedGaps",
+    "build_kernel",
+    "stream_order",
+]
 
 Expr = Any
 Array = NDArray[Any]
@@ -43,6 +54,12 @@ OPAQUE = 8
 
 # Output pixels in registers: the Cortex-M4F has 32 single registers; two are for weight and pixel.
 _TILE = 8
+
+
+_SHORT_LIST = 32
+_FEW_ENTRIES = 3
+# Weights in a row of an unrolled loop.
+_UNROLLED = 4
 
 
 @dataclass(frozen=True)
@@ -105,9 +122,19 @@ class PackedCodes:
         return _int(data[row, T.min(byte + 1, last)])
 
 
+def stream_order(matrix: Array, geometry: Geometry) -> Array:
+    """Reorder the columns of (rows, columns) from (channel, kh, kw) to (kh, kw, channel)."""
+    rows = matrix.shape[0]
+    cube = matrix.reshape(rows, geometry.inputs, -1)
+    return np.ascontiguousarray(cube.transpose(0, 2, 1).reshape(rows, -1))
+
+
 @dataclass(frozen=True)
 class PackedGaps:
-    """``gap_codes``: entries of (gap, code), and the centroids or one value an entry."""
+    """``gap_codes``: entries of (gap, code), and the centroids or one value an entry.
+
+    The rows are in :func:`stream_order`.
+    """
 
     packed: GapCodes
     centroids: Array
@@ -216,12 +243,28 @@ class _Kernel:
         self.batch: Expr = 0
 
     def emit(self) -> None:
-        if not isinstance(self.source, PackedGaps):
-            self._grid()
-        elif self.g.pointwise:
-            self._stream_pointwise()
-        else:
-            self._stream_spatial()
+        g = self.g
+        first, last = g.interior()
+        tiles = _tiles(first, last)
+        borders = g.out_size[1] - (last - first)
+        # With one tile a channel there is nothing to share, and no scratch is needed.
+        once = g.kernel == (1, 1) and g.out_size[0] == 1 and borders == 0 and len(tiles) == 1
+        once = once and tiles[0][0] == 1
+        with _loop("o", 0, g.outputs) as o:
+            terms = self._inline(o) if once else self._prepare(o)
+            with _loop("row", 0, g.out_size[0]) as row:
+                for count, start, tile in tiles:
+                    with _loop("tile", 0, count) as t:
+                        self._tile(terms, o, row, t * tile + start, tile, clip=False)
+                if borders:
+                    with _loop("border", 0, borders) as border:
+                        # The border columns are those in front of the interior and behind it.
+                        column = (
+                            border
+                            if first == last
+                            else T.Select(border < first, border, border + (last - first))
+                        )
+                        self._tile(terms, o, row, column, 1, clip=True)
 
     # -- where elements lie -------------------------------------------------------------------
 
@@ -280,65 +323,88 @@ class _Kernel:
         origin = place * step - pad
         low = T.max(0, (0 - origin + dilation - 1) // dilation) if pad else 0
         high = T.min(taps, (size - 1 - origin) // dilation + 1)
+        # Where the padding is wider than the window, some places see no tap at all.
+        if pad > reach:
+            low = T.min(taps, low)
+        if (g.out_size[axis] - 1) * step - pad >= size:
+            high = T.max(0, high)
         return low, high
 
-    # -- loop nests ---------------------------------------------------------------------------
+    # -- sums -----------------------------------------------------------------------------------
 
-    def _grid(self) -> None:
-        g = self.g
-        with _loop("o", 0, g.outputs) as o:
-            with _loop("row", 0, g.out_size[0]) as row:
-                first, last = g.interior()
-                self._tiles(o, row, first, last)
-                borders = first + g.out_size[1] - last
-                if borders:
-                    with _loop("border", 0, borders) as b:
-                        # The border columns are those in front of the interior and behind it.
-                        column = b if first == 0 and last == 0 else T.Select(
-                            b < first, b, b + (last - first)
-                        )
-                        self._grid_tile(o, row, column, 1, clip=True)
-
-    def _tiles(self, o: Expr, row: Expr, first: int, last: int) -> None:
-        tile = _best_tile(last - first)
-        whole = (last - first) // tile
-        if whole:
-            with _loop("tile", 0, whole) as t:
-                self._tile(o, row, t * tile + first, tile)
-        rest = (last - first) % tile
-        if rest:
-            self._tile(o, row, IntImm("int32", last - rest), rest)
-
-    def _tile(self, o: Expr, row: Expr, column: Expr, tile: int) -> None:
-        if isinstance(self.source, PackedGaps):
-            self._stream_tile(o, column, tile)
-        else:
-            self._grid_tile(o, row, column, tile, clip=False)
-
-    def _grid_tile(self, o: Expr, row: Expr, column: Expr, tile: int, *, clip: bool) -> None:
-        g, source = self.g, self.source
-        assert not isinstance(source, PackedGaps)
+    def _tile(
+        self, terms: _Terms, o: Expr, row: Expr, column: Expr, tile: int, *, clip: bool
+    ) -> None:
+        """Sum and store ``tile`` pixels of a row; with ``clip`` the window may leave the row."""
         sums = _registers("sum", tile)
         low, high = self._clip(0, row)
-        left, right = self._clip(1, column) if clip else (0, g.kernel[1])
-        base = self._first_input(o)
-        with (
-            _loop("c", 0, g.inputs) as c,
-            _loop("kh", low, high) as kh,
-            _loop("kw", left, right) as kw,
-        ):
-            weight = _register("weight")
-            place = (c * g.kernel[0] + kh) * g.kernel[1] + kw
-            weight.set(source.load(self.weights, o, place))
+        left, right = self._clip(1, column) if clip else (0, self.g.kernel[1])
+        for weight, pixel in terms(row, column, (low, high), (left, right)):
             for t in range(tile):
-                pixel = self._input(
-                    base + c,
-                    row * g.strides[0] + kh * g.dilation[0] - g.padding[0],
-                    (column + t) * g.strides[1] + kw * g.dilation[1] - g.padding[1],
-                )
-                sums[t].set(sums[t].get() + weight.get() * pixel)
+                sums[t].set(sums[t].get() + weight.get() * pixel(t))
         for t in range(tile):
             self._store(o, row, column + t, sums[t].get())
+
+    def _inline(self, o: Expr) -> _Terms:
+        """Decode each weight where it is multiplied."""
+        source = self.source
+        if not isinstance(source, PackedGaps):
+            return self._grid(o, lambda place: source.load(self.weights, o, place))
+        base = self._first_input(o)
+
+        def terms(row: Expr, column: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+            with self._entries(o) as (position, weight):
+                yield weight, lambda t: self._input(base + position.get(), 0, column + t)
+
+        return terms
+
+    def _prepare(self, o: Expr) -> _Terms:
+        """Decode the weights of an output channel into a scratch row."""
+        if isinstance(self.source, PackedGaps):
+            return self._list(o)
+        if isinstance(self.source, Dense):
+            weights = self.weights[0]
+            return self._grid(o, lambda place: weights[o, place])
+        scratch = _buffer("decoded", self.g.columns, "float32")
+        with _loop("k", 0, self.g.columns) as k:
+            T.buffer_store(scratch, self.source.load(self.weights, o, k), [k])
+        return self._grid(o, lambda place: scratch[place])
+
+    def _grid(self, o: Expr, load: Callable[[Expr], Expr]) -> _Terms:
+        """Go over all weights of a channel that lie inside the input."""
+        g = self.g
+        base = self._first_input(o)
+
+        def terms(row: Expr, column: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+            # The innermost loops of a known count are unrolled here, where it pays, and not left
+            # to the compiler, which would unroll everything and treble the code.
+            whole = columns == (0, g.kernel[1])
+            taps = g.kernel[1] if whole and g.kernel[1] <= _UNROLLED else 1
+            channels = 1
+            if g.kernel == (1, 1):
+                channels = max(u for u in range(1, _UNROLLED + 1) if g.inputs % u == 0)
+            with (
+                _loop("c", 0, g.inputs // channels) as block,
+                _loop("kh", *rows) as kh,
+                _loop("kw", *((0, 1) if taps > 1 else columns)) as first,
+            ):
+                for i in range(channels):
+                    c = block * channels + i
+                    for j in range(taps):
+                        kw = j if taps > 1 else first
+                        weight = _register("weight")
+                        weight.set(load((c * g.kernel[0] + kh) * g.kernel[1] + kw))
+
+                        def pixel(t: int, c: Expr = c, kw: Expr = kw) -> Expr:
+                            return self._input(
+                                base + c,
+                                row * g.strides[0] + kh * g.dilation[0] - g.padding[0],
+                                (column + t) * g.strides[1] + kw * g.dilation[1] - g.padding[1],
+                            )
+
+                        yield weight, pixel
+
+        return terms
 
     @contextmanager
     def _entries(self, o: Expr) -> Iterator[tuple[_Register, _Register]]:
@@ -356,79 +422,128 @@ class _Kernel:
             position.set(position.get() + gap)
             yield position, weight
 
-    def _stream_pointwise(self) -> None:
-        with _loop("o", 0, self.g.outputs) as o:
-            self._tiles(o, 0, 0, self.g.out_size[1])
+    def _list(self, o: Expr) -> _Terms:
+        """Decode a channel's entries into a list of (input offset, value), ordered by tap."""
+        g, source = self.g, self.source
+        assert isinstance(source, PackedGaps)
+        taps = g.kernel[0] * g.kernel[1]
+        # At least what may lie on the stack, so that kernels of short lists have one text.
+        longest = int(np.diff(source.packed.row_start.astype(np.int64)).max(initial=0))
+        longest = max(_SHORT_LIST, longest)
+        offsets, values = _buffer("offsets", longest, "int32"), _buffer("values", longest, "float32")
+        starts = _buffer("starts", taps + 1, "int32")
+        length, next_tap = _register("length", "int32", 0), _register("next_tap", "int32", 0)
+        channel_step, row_step, column_step = self._steps()
+        # At the border, a list with few entries a row of taps is gone through whole, and each
+        # entry's tap is looked at.
+        rows_of_taps = source.packed.rows * g.kernel[0]
+        first, last = g.interior()
+        borders = g.out_size[1] > last - first
+        sparse_taps = borders and source.packed.entries < _FEW_ENTRIES * rows_of_taps
+        tap_columns = _buffer("tap_columns", longest, "int32") if sparse_taps else None
 
-    def _stream_tile(self, o: Expr, column: Expr, tile: int) -> None:
-        sums = _registers("sum", tile)
-        base = self._first_input(o)
+        def mark(until: Expr) -> None:
+            with _loop("j", 0, until - next_tap.get()) as j:
+                T.buffer_store(starts, length.get(), [next_tap.get() + j])
+            next_tap.set(until)
+
         with self._entries(o) as (position, weight):
-            for t in range(tile):
-                pixel = self._input(base + position.get(), 0, column + t)
-                sums[t].set(sums[t].get() + weight.get() * pixel)
-        for t in range(tile):
-            self._store(o, 0, column + t, sums[t].get())
-
-    def _stream_spatial(self) -> None:
-        g = self.g
-        height, width = g.out_size
-        with _loop("o", 0, g.outputs) as o:
-            with _loop("row", 0, height) as row, _loop("column", 0, width) as column:
-                indices = self._index(g.out_shape, o, row, column)
-                T.buffer_store(self.y, FloatImm("float32", 0.0), indices)
-            base = self._first_input(o)
-            with self._entries(o) as (position, weight):
-                channel, tap = _register("channel", "int32"), _register("tap", "int32")
-                kh, kw = _register("kh", "int32"), _register("kw", "int32")
-                taps = g.kernel[0] * g.kernel[1]
-                channel.set(T.truncdiv(position.get(), taps))
-                tap.set(position.get() - channel.get() * taps)
+            tap, channel = _register("tap", "int32"), _register("channel", "int32")
+            tap.set(T.truncdiv(position.get(), g.inputs) if taps > 1 else IntImm("int32", 0))
+            channel.set(position.get() - tap.get() * g.inputs)
+            mark(tap.get() + 1)
+            offset = channel.get() * channel_step
+            if taps > 1:
+                kh = _register("kh", "int32")
                 kh.set(T.truncdiv(tap.get(), g.kernel[1]))
-                kw.set(tap.get() - kh.get() * g.kernel[1])
-                edges = [_register(name, "int32") for name in ("top", "rows", "left", "columns")]
-                for axis, place in enumerate((kh, kw)):
-                    low, high = self._reach(axis, place.get())
-                    edges[2 * axis].set(low)
-                    edges[2 * axis + 1].set(high - edges[2 * axis].get())
-                top, rows, left, columns = (edge.get() for edge in edges)
-                with _loop("row", 0, rows) as row, _loop("column", 0, columns) as column:
-                    pixel = self._input(
-                        base + channel.get(),
-                        (top + row) * g.strides[0] + kh.get() * g.dilation[0] - g.padding[0],
-                        (left + column) * g.strides[1] + kw.get() * g.dilation[1] - g.padding[1],
-                    )
-                    indices = self._index(g.out_shape, o, top + row, left + column)
-                    total = self.y[tuple(indices)] + weight.get() * pixel
-                    T.buffer_store(self.y, total, indices)
-            with _loop("row", 0, height) as row, _loop("column", 0, width) as column:
-                indices = self._index(g.out_shape, o, row, column)
-                self._store(o, row, column, self.y[tuple(indices)])
+                kw = tap.get() - kh.get() * g.kernel[1]
+                offset = offset + kh.get() * (g.dilation[0] * row_step)
+                offset = offset + kw * (g.dilation[1] * column_step)
+                if sparse_taps:
+                    T.buffer_store(tap_columns, kw, [length.get()])
+            T.buffer_store(offsets, offset, [length.get()])
+            T.buffer_store(values, weight.get(), [length.get()])
+            # A filler entry is written too, and overwritten by the next one.
+            length.set(length.get() + _int(weight.get() != FloatImm("float32", 0.0)))
+        mark(IntImm("int32", taps + 1))
+        base = self._first_input(o) * channel_step
 
-    def _reach(self, axis: int, tap: Expr) -> tuple[Expr, Expr]:
-        """Give the output places [low, high) of one axis at which a tap lies inside the input."""
+        def terms(row: Expr, column: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+            origin = _register("origin", "int32")
+            origin.set(
+                base
+                + (row * g.strides[0] - g.padding[0]) * row_step
+                + (column * g.strides[1] - g.padding[1]) * column_step
+            )
+            # Whole rows of taps are one piece of the list; a clipped row of taps is another.
+            whole = columns == (0, g.kernel[1])
+            outer = (0, 1) if whole else rows
+            if not whole and sparse_taps:
+                yield from checked(origin.get(), rows, columns)
+                return
+            with _loop("kh", *outer) as kh:
+                begin, end = _register("begin", "int32"), _register("end", "int32")
+                first, last = rows if whole else (kh, kh)
+                begin.set(starts[first * g.kernel[1] + columns[0]])
+                end.set(starts[(last - (1 if whole else 0)) * g.kernel[1] + columns[1]])
+                with _loop("e", 0, end.get() - begin.get()) as e:
+                    weight, place = _register("weight"), _register("place", "int32")
+                    weight.set(values[begin.get() + e])
+                    place.set(origin.get() + offsets[begin.get() + e])
+                    yield weight, lambda t: self._flat(place.get() + t * g.strides[1] * column_step)
+
+        def checked(origin: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+            begin, end = _register("begin", "int32"), _register("end", "int32")
+            begin.set(starts[rows[0] * g.kernel[1]])
+            end.set(starts[rows[1] * g.kernel[1]])
+            with _loop("e", 0, end.get() - begin.get()) as e:
+                kw = tap_columns[begin.get() + e]
+                with T.If(tvm.tirx.all(kw >= columns[0], kw < columns[1])), T.Then():
+                    weight, place = _register("weight"), _register("place", "int32")
+                    weight.set(values[begin.get() + e])
+                    place.set(origin + offsets[begin.get() + e])
+                    yield weight, lambda t: self._flat(place.get())
+
+        return terms
+
+    def _steps(self) -> tuple[int, int, int]:
+        """Give the distance in elements of two channels, rows and columns of the input."""
         g = self.g
-        step, pad = g.strides[axis], g.padding[axis]
-        size, count = g.in_size[axis], g.out_size[axis]
-        offset = tap * g.dilation[axis] - pad
-        # The numerators may be negative by less than one step, so they are shifted up before C's
-        # truncating division and the result back down.
-        lift = pad // step + 1
-        low = T.truncdiv(step - 1 - offset + lift * step, step) - lift
-        high = T.truncdiv(size - 1 - offset + lift * step, step) - lift + 1
-        reach = (g.kernel[axis] - 1) * g.dilation[axis]
-        return (
-            T.max(0, low) if pad else 0,
-            T.min(count, high) if (count - 1) * step + reach - pad >= size else count,
-        )
+        channels = g.inputs * g.groups
+        if g.channels_last:
+            return 1, g.in_size[1] * channels, channels
+        return g.in_size[0] * g.in_size[1], g.in_size[1], 1
+
+    def _flat(self, place: Expr) -> Expr:
+        """Give the element of the input at a distance from the sample's first one."""
+        rank = len(self.g.in_shape)
+        indices = [0] * (rank - 1) if self.g.rank == 0 else [self.batch] + [0] * (rank - 2)
+        return self.x[(*indices, place)]
 
 
-def _best_tile(count: int) -> int:
-    """Give the number of pixels a tile: the largest divisor up to the register limit, or so."""
-    divisors = [t for t in range(1, _TILE + 1) if count % t == 0]
-    best = max(divisors, default=1)
+# The terms of a sum: given an output place and the taps that are inside the input, they open the
+# loops and give, for each weight in them, the weight and the input pixel of the tile's t-th output.
+_Range = tuple[Expr, Expr]
+_TermIterator = Iterator[tuple["_Register", Callable[[int], Expr]]]
+_Terms = Callable[[Expr, Expr, _Range, _Range], _TermIterator]
+
+
+def _tiles(first: int, last: int) -> list[tuple[int, int, int]]:
+    """Cut columns [first, last) into (number of tiles, first column, pixels a tile).
+
+    >>> _tiles(0, 125), _tiles(1, 12), _tiles(0, 7)
+    ([(25, 0, 5)], [(1, 1, 8), (1, 9, 3)], [(1, 0, 7)])
+    """
+    count = last - first
+    if count == 0:
+        return []
+    tile = max(t for t in range(1, _TILE + 1) if count % t == 0)
     # A prime count would give tiles of one pixel; a shorter last tile costs less.
-    return best if best >= _TILE // 2 or count <= 1 else min(count, _TILE)
+    if tile < _TILE // 2:
+        tile = min(count, _TILE)
+    whole, rest = divmod(count, tile)
+    cut = [(whole, first, tile)]
+    return cut + [(1, last - rest, rest)] if rest else cut
 
 
 class _Register:
@@ -453,6 +568,13 @@ def _register(name: str, dtype: str = "float32", start: float | None = None) -> 
         make = FloatImm if dtype == "float32" else IntImm
         register.set(make(dtype, start))
     return register
+
+
+def _buffer(name: str, size: int, dtype: str) -> Expr:
+    """Make a local array; a large one becomes scratch memory in the arena."""
+    buffer = T.alloc_buffer((size,), dtype)
+    IRBuilder.name(name, buffer)
+    return buffer
 
 
 def _registers(name: str, count: int) -> list[_Register]:

@@ -28,6 +28,7 @@ from tvm_compress.targets.mcu.kernels import (
     PackedGaps,
     Source,
     build_kernel,
+    stream_order,
 )
 
 __all__ = ["LoweredLayer", "choose_layout", "lower"]
@@ -123,7 +124,7 @@ class _FuseLayers(ir.Rewriter):
     def _call(self, name: str, group: _Group) -> Any:
         geometry = group.geometry
         parameter = self._named[edge.var_name(group.weight)]
-        source = choose_layout(parameter, product=geometry.rank == 0)
+        source = choose_layout(parameter, geometry)
         extra = [
             arg for call, index in group.tail for i, arg in enumerate(call.args) if i != index
         ]
@@ -222,16 +223,15 @@ def _continues(value: Any, groups: dict[Any, _Group], uses: dict[Any, int]) -> i
     return max(candidates, key=lambda i: order.index(value.args[i]), default=None)
 
 
-def choose_layout(parameter: ir.Parameter, *, product: bool) -> Source:
-    """Choose the packed layout of a weight that takes the fewest bytes of flash.
+# An entry of whole bytes takes half the instructions to decode; it may cost this much more flash.
+_BYTE_ENTRY_COST = 1.10
 
-    Args:
-        parameter: a weight; of a product (columns, rows) or of a convolution (rows, ...).
-        product: whether it is a product's.
-    """
+
+def choose_layout(parameter: ir.Parameter, geometry: Geometry) -> Source:
+    """Choose the packed layout of a weight that takes the fewest bytes of flash."""
 
     def rows(array: NDArray[Any]) -> NDArray[Any]:
-        matrix = array.T if product else array.reshape(array.shape[0], -1)
+        matrix = array.T if geometry.rank == 0 else array.reshape(array.shape[0], -1)
         return np.ascontiguousarray(matrix)
 
     candidates: list[tuple[int, Source]] = []
@@ -242,13 +242,23 @@ def choose_layout(parameter: ir.Parameter, *, product: bool) -> Source:
         packed = DenseCodes.pack(codes, bits)
         candidates.append((packed.nbytes, PackedCodes(packed, centroids)))
         if parameter.centroids[0] == 0 and (codes == 0).any():
-            gaps = GapCodes.pack(codes, best_gap_bits(codes, bits), bits)
+            gaps = _pack_gaps(stream_order(codes, geometry), bits)
             candidates.append((gaps.nbytes, PackedGaps(gaps, centroids)))
     else:
         dense = rows(parameter.value)
         candidates.append((dense.nbytes, Dense(dense)))
         if (dense == 0).any():
-            gaps = GapCodes.pack_values(dense, best_gap_bits(dense, 0))
+            ordered = stream_order(dense, geometry)
+            gaps = GapCodes.pack_values(ordered, best_gap_bits(ordered, 0))
             values = gaps.values if gaps.values is not None else dense[:0]
             candidates.append((gaps.nbytes, PackedGaps(gaps, values)))
     return min(candidates, key=lambda candidate: candidate[0])[1]
+
+
+def _pack_gaps(codes: NDArray[Any], bits: int) -> GapCodes:
+    best = GapCodes.pack(codes, best_gap_bits(codes, bits), bits)
+    if bits < 8 and (best.gap_bits + bits) % 8:
+        whole = GapCodes.pack(codes, 8 - bits, bits)
+        if whole.nbytes <= best.nbytes * _BYTE_ENTRY_COST:
+            return whole
+    return best

@@ -78,7 +78,7 @@ class _Builder:
         self.mod, self.layers = mod, layers
         self.program = Program(input_specs(mod), output_specs(mod))
         self.values: dict[Any, Any] = {}  # variable -> Storage, or a tuple of them
-        self.emitted: dict[str, int] = {}
+        self.emitted: dict[str, tuple[int, tuple[int, ...]]] = {}
         self.flash: dict[tuple[str, bytes, bool], Storage] = {}
         self.arena = 0
 
@@ -150,25 +150,23 @@ class _Builder:
         )
         tensors = edge.tensor_fields(call.ty)
         outputs = tuple(self._tensor(name, ty) for ty in tensors)
-        index = self._function(edge.var_name_of_global(var), var, len(outputs))
-        workspaces = tuple(
-            self._arena(f"{name} workspace", "uint8", size)
-            for size in self.program.functions[index].workspaces
-        )
+        index, sizes = self._function(edge.var_name_of_global(var), var, len(outputs))
+        workspaces = tuple(self._arena(f"{name} workspace", "uint8", size) for size in sizes)
         kind = layer.kind if layer is not None else self.program.function_names[index]
         self.program.steps.append(Step(name, kind, index, inputs, outputs, workspaces, layer))
         return outputs if isinstance(call.ty, relax.TupleType) else outputs[0]
 
-    def _function(self, name: str, var: Any, outputs: int) -> int:
+    def _function(self, name: str, var: Any, outputs: int) -> tuple[int, tuple[int, ...]]:
+        """Give the index of a loop nest's C function, and the bytes of scratch of this one."""
         if name not in self.emitted:
             function = self.mod[var]
             assert isinstance(function, tirx.PrimFunc)
-            emitted = emit_function(function, outputs)
+            emitted, workspaces = emit_function(function, outputs)
             # Loop nests that differ in the lengths of their arrays alone have the same text.
             if emitted not in self.program.functions:
                 self.program.functions.append(emitted)
                 self.program.function_names.append(name)
-            self.emitted[name] = self.program.functions.index(emitted)
+            self.emitted[name] = self.program.functions.index(emitted), workspaces
         return self.emitted[name]
 
     # -- memory ---------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ ToolchainName = Literal["zig", "gnu"]
 COMMON_FLAGS = (
     "-std=c99",
     "-O2",
+    "-fno-unroll-loops",
     "-Wall",
     "-Wextra",
     "-Werror",

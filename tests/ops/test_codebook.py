@@ -28,7 +28,9 @@ def shared_network(
     x = relax.Var("x", relax.TensorType((2, codes.shape[0]), "float32"))
     with builder.function("main", [x]):
         with builder.dataflow():
-            weight = builder.emit(codebook(edge.constant(codes), edge.constant(centroids)), "fc_weight")
+            weight = builder.emit(
+                codebook(edge.constant(codes), edge.constant(centroids)), "fc_weight"
+            )
             product = builder.emit(relax.op.matmul(x, weight), "fc")
             product = builder.emit(relax.op.add(product, relax.const(0.5)), "biased")
             if relu:
@@ -107,7 +109,11 @@ def test_symbolic_codes_keep_their_shape() -> None:
     [
         (((2,), "int8"), ((4,), "float32"), "the codes are int8; expected uint8."),
         (((2,), "float32"), ((4,), "float32"), "the codes are float32; expected uint8."),
-        (((2,), "uint8"), ((4, 1), "float32"), "the centroids have 2 dimensions; expected a vector."),
+        (
+            ((2,), "uint8"),
+            ((4, 1), "float32"),
+            "the centroids have 2 dimensions; expected a vector.",
+        ),
         (((2,), "uint8"), ((4,), "int8"), "the centroids are int8; expected a floating type."),
     ],
 )
@@ -213,7 +219,8 @@ class Names:
 
 def test_our_passes_stand_beside_stock_passes() -> None:
     dense = ir.replace_parameters(
-        shared_network(), lambda p: edge.constant(np.asarray(X[:, :3].T @ X[:, 1:], np.float32).repeat(2, 0)[:4, :3])
+        shared_network(),
+        lambda p: edge.constant(np.asarray(X[:, :3].T @ X[:, 1:], np.float32).repeat(2, 0)[:4, :3]),
     )
     names = Names()
     with tvm.transform.PassContext(instruments=[names]):

@@ -157,8 +157,18 @@ BINARY = [
     row("Mod", whole(3, 5), whole(3, 1)),
     row("Mod", V, normal(3, 5, seed=1), fmod=1),
     *(row(n, whole(3, 5), whole(3, 1)) for n in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
-    row("BitShift", whole(3, 5, low=0, dtype="uint32"), whole(5, low=0, high=8, dtype="uint32"), direction="LEFT"),
-    row("BitShift", whole(3, 5, low=0, dtype="uint32"), whole(5, low=0, high=8, dtype="uint32"), direction="RIGHT"),
+    row(
+        "BitShift",
+        whole(3, 5, low=0, dtype="uint32"),
+        whole(5, low=0, high=8, dtype="uint32"),
+        direction="LEFT",
+    ),
+    row(
+        "BitShift",
+        whole(3, 5, low=0, dtype="uint32"),
+        whole(5, low=0, high=8, dtype="uint32"),
+        direction="RIGHT",
+    ),
     *(
         row(n, whole(3, 5, low=0, high=4), whole(3, 5, low=1, high=5))
         for n in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
@@ -313,7 +323,14 @@ CONV = [
     row("ConvTranspose", X, constants=[normal(4, 3, 3, 3)], strides=[2, 2], auto_pad="SAME_UPPER"),
     row("ConvTranspose", X, constants=[normal(4, 3, 3, 3)], strides=[2, 2], auto_pad="SAME_LOWER"),
     *(
-        row("ConvTranspose", X, constants=[normal(4, 3, 3, 3)], strides=[2, 2], output_shape=shape, **more)
+        row(
+            "ConvTranspose",
+            X,
+            constants=[normal(4, 3, 3, 3)],
+            strides=[2, 2],
+            output_shape=shape,
+            **more,
+        )
         for shape, more in (
             ([18, 14], {}),
             ([17, 14], {"auto_pad": "SAME_UPPER"}),
@@ -362,7 +379,12 @@ POOL = [
 ]
 NORM = [
     row("BatchNormalization", X, constants=[normal(4), normal(4, seed=1), normal(4), positive(4)]),
-    row("BatchNormalization", X, constants=[normal(4), normal(4), normal(4), positive(4)], epsilon=0.1),
+    row(
+        "BatchNormalization",
+        X,
+        constants=[normal(4), normal(4), normal(4), positive(4)],
+        epsilon=0.1,
+    ),
     row("InstanceNormalization", X, constants=[normal(4), normal(4, seed=1)]),
     row("LayerNormalization", X, constants=[normal(7), normal(7, seed=1)]),
     row("LayerNormalization", X, constants=[normal(9, 7), normal(9, 7, seed=1)], axis=2),
@@ -381,9 +403,18 @@ QUANT = [
     row("QuantizeLinear", EDGES, constants=[np.asarray(1, np.float32), np.asarray(0, np.int8)]),
     row("DequantizeLinear", whole(2, 4, 3, dtype="int8"), constants=[S, np.asarray(3, np.int8)]),
     row("DequantizeLinear", whole(2, 4, 3, dtype="int8"), constants=[S]),
-    row("DequantizeLinear", whole(2, 4, 3, dtype="int8"), constants=[SC, np.asarray([0, 3, -5, 9], np.int8)], axis=1),
+    row(
+        "DequantizeLinear",
+        whole(2, 4, 3, dtype="int8"),
+        constants=[SC, np.asarray([0, 3, -5, 9], np.int8)],
+        axis=1,
+    ),
     row("DequantizeLinear", whole(5, dtype="int32") * 1000, constants=[S]),
-    row("DequantizeLinear", whole(2, 4, low=0, high=255, dtype="uint8"), constants=[S, np.asarray(128, np.uint8)]),
+    row(
+        "DequantizeLinear",
+        whole(2, 4, low=0, high=255, dtype="uint8"),
+        constants=[S, np.asarray(128, np.uint8)],
+    ),
 ]
 
 
@@ -413,7 +444,21 @@ RESIZE = [
     row("Resize", X, constants=[None, np.asarray([1, 1, 2, 2], np.float32)], mode="linear"),
     row("Upsample", X, constants=[np.asarray([1, 1, 2, 2], np.float32)], opset=9),
 ]
-TABLE = [*UNARY, *BINARY, *CLIP, *CAST, *SHAPES, *PAD, *REDUCE, *PRODUCTS, *CONV, *POOL, *NORM, *QUANT, *RESIZE]
+TABLE = [
+    *UNARY,
+    *BINARY,
+    *CLIP,
+    *CAST,
+    *SHAPES,
+    *PAD,
+    *REDUCE,
+    *PRODUCTS,
+    *CONV,
+    *POOL,
+    *NORM,
+    *QUANT,
+    *RESIZE,
+]
 
 
 @pytest.mark.parametrize(("operator", "inputs", "constants", "attributes"), TABLE)
@@ -455,20 +500,37 @@ BY_TVM = [
     tvm_row("stack", lambda x, y: OP.stack([x, y], 1), normal(3, 5), normal(3, 5, seed=1)),
     tvm_row("zeros_like", lambda x: OP.add(OP.zeros_like(x), x), normal(3, 5)),
     tvm_row("ones_like", lambda x: OP.add(OP.ones_like(x), x), normal(3, 5)),
+    tvm_row("zeros", lambda x: OP.add(x, OP.zeros((2, 5), "float32")), normal(2, 5)),
+    tvm_row("ones", lambda x: OP.add(x, OP.ones((5,), "float32")), normal(2, 5)),
+    tvm_row("full", lambda x: OP.add(x, OP.full((5,), relax.const(3, "float32"))), normal(2, 5)),
     tvm_row("flatten", OP.flatten, normal(3, 5)),
     tvm_row("batch_flatten", OP.nn.batch_flatten, N4),
     tvm_row("split_at", lambda x: OP.split(x, [1, 4], 1)[1], normal(3, 5)),
     tvm_row("split_uneven", lambda x: OP.split(x, 3, 1)[2], normal(3, 7)),
     tvm_row("cumsum_flat", lambda x: OP.cumsum(x), whole(3, 5)),
-    tvm_row("group_norm", lambda x, g, b: OP.nn.group_norm(x, g, b, 3, 1, [2, 3]), N4, normal(6), normal(6, seed=1)),
+    tvm_row(
+        "group_norm",
+        lambda x, g, b: OP.nn.group_norm(x, g, b, 3, 1, [2, 3]),
+        N4,
+        normal(6),
+        normal(6, seed=1),
+    ),
     tvm_row("rms_norm", lambda x, w: OP.nn.rms_norm(x, w, [-1]), N4, normal(4)),
     tvm_row(
         "batch_norm_training",
         lambda x, *p: OP.nn.batch_norm(x, *p, axis=1, training=True)[0],
-        N4, positive(6), normal(6), normal(6), positive(6),
+        N4,
+        positive(6),
+        normal(6),
+        normal(6),
+        positive(6),
     ),
     tvm_row("pool_nhwc", lambda x: OP.nn.max_pool2d(x, [2, 2], [2, 1], layout="NHWC"), N4),
-    tvm_row("pool_avg_nhwc", lambda x: OP.nn.avg_pool2d(x, [2, 3], padding=[0, 1, 1, 1], layout="NHWC"), N4),
+    tvm_row(
+        "pool_avg_nhwc",
+        lambda x: OP.nn.avg_pool2d(x, [2, 3], padding=[0, 1, 1, 1], layout="NHWC"),
+        N4,
+    ),
     *(
         tvm_row(
             f"adaptive_{rank}d_{size}",
@@ -480,8 +542,18 @@ BY_TVM = [
         if rank > 1 or size
     ),
     tvm_row("adaptive_3_2", lambda x: OP.nn.adaptive_avg_pool2d(x, (3, 2)), normal(1, 2, 7, 5)),
-    tvm_row("conv_nhwc", lambda x, w: OP.nn.conv2d(x, w, padding=1, data_layout="NHWC", kernel_layout="HWIO"), N4, normal(3, 3, 4, 5)),
-    tvm_row("conv_nwc", lambda x, w: OP.nn.conv1d(x, w, strides=2, data_layout="NWC", kernel_layout="WIO"), normal(1, 9, 4), normal(3, 4, 5)),
+    tvm_row(
+        "conv_nhwc",
+        lambda x, w: OP.nn.conv2d(x, w, padding=1, data_layout="NHWC", kernel_layout="HWIO"),
+        N4,
+        normal(3, 3, 4, 5),
+    ),
+    tvm_row(
+        "conv_nwc",
+        lambda x, w: OP.nn.conv1d(x, w, strides=2, data_layout="NWC", kernel_layout="WIO"),
+        normal(1, 9, 4),
+        normal(3, 4, 5),
+    ),
     tvm_row(
         "conv_int8",
         lambda x, w: OP.nn.conv2d(x, w, out_dtype="int32"),
@@ -494,24 +566,47 @@ BY_TVM = [
         whole(3, 40, low=-128, high=128, dtype="int8"),
         whole(40, 5, low=-128, high=128, dtype="int8"),
     ),
-    tvm_row("resize_nhwc", lambda x: OP.image.resize2d(x, (9, 3), layout="NHWC", method="linear"), N4),
+    tvm_row(
+        "resize_nhwc", lambda x: OP.image.resize2d(x, (9, 3), layout="NHWC", method="linear"), N4
+    ),
     tvm_row(
         "resize_tf",
         lambda x: OP.image.resize2d(
-            x, (9, 3), method="nearest_neighbor", coordinate_transformation_mode="tf_half_pixel_for_nn", rounding_method="floor"
+            x,
+            (9, 3),
+            method="nearest_neighbor",
+            coordinate_transformation_mode="tf_half_pixel_for_nn",
+            rounding_method="floor",
         ),
         N4,
     ),
     tvm_row("squeeze_all", OP.squeeze, normal(1, 3, 1)),
-    tvm_row("add_wraps", OP.add, whole(4, low=100, high=127, dtype="int8"), whole(4, low=100, high=127, dtype="int8")),
-    tvm_row("multiply_wraps", OP.multiply, whole(4, low=100, high=127, dtype="int8"), whole(4, low=100, high=127, dtype="int8")),
-    tvm_row("divide_truncates", OP.divide, np.asarray([-7, 7, -7, 7, -6], np.int32), np.asarray([2, -2, -2, 2, 3], np.int32)),
+    tvm_row(
+        "add_wraps",
+        OP.add,
+        whole(4, low=100, high=127, dtype="int8"),
+        whole(4, low=100, high=127, dtype="int8"),
+    ),
+    tvm_row(
+        "multiply_wraps",
+        OP.multiply,
+        whole(4, low=100, high=127, dtype="int8"),
+        whole(4, low=100, high=127, dtype="int8"),
+    ),
+    tvm_row(
+        "divide_truncates",
+        OP.divide,
+        np.asarray([-7, 7, -7, 7, -6], np.int32),
+        np.asarray([2, -2, -2, 2, 3], np.int32),
+    ),
 ]
 
 
 def module_of(build: Callable[..., Any], inputs: Sequence[Array]) -> tvm.IRModule:
     builder = relax.BlockBuilder()
-    args = [relax.Var(f"x{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(inputs)]
+    args = [
+        relax.Var(f"x{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(inputs)
+    ]
     with builder.function("main", args):
         with builder.dataflow():
             result = builder.emit_output(builder.emit(build(*args)))
@@ -619,7 +714,9 @@ def test_convolution_by_its_definition(
     rank = len(spatial_sizes)
     x = rng.integers(-9, 9, (1, 2 * groups, *spatial_sizes)).astype(np.float32)
     w = rng.integers(-9, 9, (3 * groups, 2, *[kernel] * rank)).astype(np.float32)
-    outputs = [(n + before + after - (kernel - 1) * dilation - 1) // stride + 1 for n in spatial_sizes]
+    outputs = [
+        (n + before + after - (kernel - 1) * dilation - 1) // stride + 1 for n in spatial_sizes
+    ]
     if min(outputs) < 1:
         return
     expected = np.zeros((1, 3 * groups, *outputs))

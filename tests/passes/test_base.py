@@ -1,5 +1,8 @@
 """What every pass is to TVM and to its users."""
 
+# TVMScript's annotations are calls, and a decorated class is a module: no type checker knows.
+# mypy: disable-error-code="valid-type,no-untyped-def,index,misc,attr-defined,name-defined,type-arg"
+
 from __future__ import annotations
 
 import dataclasses
@@ -37,7 +40,7 @@ def test_options_are_frozen_fields() -> None:
         made = cls()
         assert made == cls() and repr(made).startswith(cls.__name__)
         with pytest.raises(dataclasses.FrozenInstanceError):
-            made.name = "other"  # type: ignore[misc]
+            made.name = "other"
 
 
 def test_the_argument_stays_as_it_was() -> None:
@@ -58,7 +61,7 @@ class Fails(Pass):
         raise self.error
 
 
-@pytest.mark.parametrize("error", CompressError.__subclasses__() + [PassError, OptionError])
+@pytest.mark.parametrize("error", [*CompressError.__subclasses__(), PassError, OptionError])
 @pytest.mark.parametrize("sequence", [False, True])
 def test_errors_keep_class_and_sentence(error: type[CompressError], sequence: bool) -> None:
     failing: Any = Fails(error("fails: what, expected, next."))

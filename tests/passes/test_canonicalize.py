@@ -1,5 +1,8 @@
 """``canonicalize``: each rule alone, the whole on random networks, and the numbers throughout."""
 
+# TVMScript's annotations are calls, and a decorated class is a module: no type checker knows.
+# mypy: disable-error-code="valid-type,no-untyped-def,index,misc,attr-defined,name-defined,type-arg"
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -49,7 +52,10 @@ def build(
         with builder.dataflow():
             results = body(emit, x)
             many = isinstance(results, list)
-            outputs = [builder.emit_output(r, f"y{i}") for i, r in enumerate(results if many else [results])]
+            outputs = [
+                builder.emit_output(r, f"y{i}")
+                for i, r in enumerate(results if many else [results])
+            ]
         builder.emit_func_output(outputs if many else outputs[0])
     return builder.get()
 
@@ -96,7 +102,7 @@ def test_ways_to_reshape_become_one() -> None:
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor((2, 1, 3), "float32")):  # type: ignore[no-untyped-def]
+        def main(x: R.Tensor((2, 1, 3), "float32")):
             with R.dataflow():
                 a = R.squeeze(x, axis=[1])
                 b = R.expand_dims(a, axis=[0])
@@ -123,7 +129,7 @@ def test_nothing_is_left_of_what_changes_nothing() -> None:
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor((2, 3), "float32")):  # type: ignore[no-untyped-def]
+        def main(x: R.Tensor((2, 3), "float32")):
             with R.dataflow():
                 a = R.reshape(x, R.shape([2, 3]))
                 b = R.broadcast_to(a, R.shape([2, 3]))
@@ -148,7 +154,9 @@ def test_nothing_is_left_of_what_changes_nothing() -> None:
 
 
 def test_transposes_merge_and_become_reshapes_where_nothing_moves() -> None:
-    mod = build((2, 3, 4), lambda e, x: e(OP.permute_dims(e(OP.permute_dims(x, [1, 2, 0])), [2, 1, 0])))
+    mod = build(
+        (2, 3, 4), lambda e, x: e(OP.permute_dims(e(OP.permute_dims(x, [1, 2, 0])), [2, 1, 0]))
+    )
     after = canonical(mod, ["permute_dims"])
     (call,) = [b.value for b in ir.bindings(after["main"]) if isinstance(b.value, tvm.ir.Call)]
     assert [int(a) for a in call.attrs.axes] == [0, 2, 1]
@@ -175,11 +183,20 @@ def scalar(value: float) -> Any:
         (lambda e, x: e(OP.clip(x, 0, float("inf"))), ["nn.relu"]),
         (lambda e, x: e(OP.clip(x, 0, 6)), ["clip"]),
         (lambda e, x: e(OP.clip(x, -1.0, float("inf"))), ["clip"]),
-        (lambda e, x: e(OP.minimum(e(OP.maximum(x, e(array(3)))), scalar(6))), ["maximum", "minimum"]),
+        (
+            lambda e, x: e(OP.minimum(e(OP.maximum(x, e(array(3)))), scalar(6))),
+            ["maximum", "minimum"],
+        ),
     ],
 )
 def test_bounds(body: Any, operators: list[str]) -> None:
     canonical(build((2, 3), body), operators)
+
+
+def test_bounds_of_floats_are_floats() -> None:
+    after = canonical(build((2, 3), lambda e, x: e(OP.clip(x, 0, 6))), ["clip"])
+    (call,) = [b.value for b in ir.bindings(after["main"]) if isinstance(b.value, tvm.ir.Call)]
+    assert all(isinstance(bound, tvm.tirx.FloatImm) for bound in call.args[1:])
 
 
 def test_a_relu_that_is_used_twice_stays() -> None:
@@ -199,7 +216,10 @@ def test_a_value_that_is_an_output_too_is_not_folded_away() -> None:
 
 
 def test_integers_keep_their_bounds() -> None:
-    body = lambda e, x: e(OP.minimum(e(OP.maximum(x, relax.const(0, "int32"))), relax.const(6, "int32")))  # noqa: E731
+    def body(e: Emit, x: Any) -> Any:
+        low = e(OP.maximum(x, relax.const(0, "int32")))
+        return e(OP.minimum(low, relax.const(6, "int32")))
+
     after = canonical(build((2, 3), body, "int32"), ["clip"])
     x = np.asarray([[-3, 0, 3], [6, 7, 99]], np.int32)
     machine = relax.VirtualMachine(tvm.compile(after, "llvm"), tvm.cpu())
@@ -207,8 +227,11 @@ def test_integers_keep_their_bounds() -> None:
 
 
 def test_constants_go_right() -> None:
+    operator: Any
     for operator in (OP.add, OP.multiply):
-        after = canonical(build((2, 3), lambda e, x, f=operator: e(f(e(array(3), "c"), x))), [operator.__name__])
+        after = canonical(
+            build((2, 3), lambda e, x, f=operator: e(f(e(array(3), "c"), x))), [operator.__name__]
+        )
         (call,) = [b.value for b in ir.bindings(after["main"]) if isinstance(b.value, tvm.ir.Call)]
         assert edge.var_name(call.args[0]) == "x" and edge.var_name(call.args[1]) == "c"
     canonical(build((2, 3), lambda e, x: e(OP.subtract(e(array(3)), x))), ["subtract"])
@@ -249,7 +272,11 @@ def test_scalars_stay_scalars() -> None:
         ((5, 2, 3), lambda e, x: OP.matmul(x, e(array(5, 3, 4), "w")), (4,)),
         ((1, 2, 5, 5), lambda e, x: OP.nn.conv2d(x, e(array(4, 2, 3, 3), "w")), (1, 4, 1, 1)),
         ((1, 2, 5, 5), lambda e, x: OP.nn.conv2d(x, e(array(4, 2, 3, 3), "w")), (4, 1, 1)),
-        ((1, 4, 5, 5), lambda e, x: OP.nn.conv2d(x, e(array(4, 1, 3, 3), "w"), groups=4), (4, 1, 1)),
+        (
+            (1, 4, 5, 5),
+            lambda e, x: OP.nn.conv2d(x, e(array(4, 1, 3, 3), "w"), groups=4),
+            (4, 1, 1),
+        ),
         ((1, 2, 9), lambda e, x: OP.nn.conv1d(x, e(array(4, 2, 3), "w")), (4, 1)),
     ],
 )
@@ -294,8 +321,8 @@ def test_a_weight_that_two_products_use_is_scaled_for_one() -> None:
         return e(OP.matmul(y, w))
 
     after = canonical(build((2, 3), body), ["matmul", "matmul"])
-    assert len(ir.parameters(after)) == 2
-    np.testing.assert_array_equal(ir.parameters(after)["w"].value.shape, (3, 3))
+    assert list(ir.parameters(after)) == ["w_2", "w"]  # in the order of use
+    np.testing.assert_array_equal(ir.parameters(after)["w"].value, array(3, 3))
 
 
 def test_biases_merge() -> None:
@@ -324,7 +351,11 @@ def test_a_bias_and_a_plane_do_not_merge() -> None:
         ((1, 5, 5, 2), (3, 3, 2, 4), {"data_layout": "NHWC", "kernel_layout": "HWIO"}),
         ((1, 2, 5, 5), (3, 3, 2, 4), {"kernel_layout": "HWIO"}),
         ((1, 5, 5, 4), (4, 3, 3, 1), {"data_layout": "NHWC", "kernel_layout": "OHWI", "groups": 4}),
-        ((1, 7, 2), (3, 2, 4), {"data_layout": "NWC", "kernel_layout": "WIO", "strides": 2, "padding": 1}),
+        (
+            (1, 7, 2),
+            (3, 2, 4),
+            {"data_layout": "NWC", "kernel_layout": "WIO", "strides": 2, "padding": 1},
+        ),
     ],
 )
 def test_convolution_weights_are_laid_out_in_rows(shape: Any, weight: Any, options: Any) -> None:
@@ -349,7 +380,9 @@ def norm(e: Emit, y: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("options", [{}, {"epsilon": 0.1}, {"scale": False}, {"center": False}])
 def test_batch_normalisation_moves_into_the_convolution(options: Any) -> None:
-    mod = build((1, 2, 5, 5), lambda e, x: norm(e, e(OP.nn.conv2d(x, e(array(4, 2, 3, 3), "w"))), **options))
+    mod = build(
+        (1, 2, 5, 5), lambda e, x: norm(e, e(OP.nn.conv2d(x, e(array(4, 2, 3, 3), "w"))), **options)
+    )
     after = canonical(mod, ["nn.conv2d", "add"])
     assert set(ir.parameters(after)) == {"w", "beta"}
 
@@ -406,7 +439,9 @@ def test_batch_norm_folding_against_onnxruntime() -> None:
         helper.make_node("BatchNormalization", ["c1", "g1", "h1", "m1", "v1"], ["n1"]),
         helper.make_node("Relu", ["n1"], ["r1"]),
         helper.make_node("Conv", ["r1", "w2"], ["c2"], group=4, strides=[2, 2]),
-        helper.make_node("BatchNormalization", ["c2", "g2", "h2", "m2", "v2"], ["n2"], epsilon=1e-3),
+        helper.make_node(
+            "BatchNormalization", ["c2", "g2", "h2", "m2", "v2"], ["n2"], epsilon=1e-3
+        ),
         helper.make_node("Clip", ["n2", "zero", "six"], ["y"]),
     ]
     constants = {**weights, "zero": np.float32(0), "six": np.float32(6)}
@@ -453,7 +488,7 @@ def test_names_are_identifiers_and_unique() -> None:
     after = Canonicalize()(mod)
     names = [edge.var_name(b.var) for b in ir.bindings(after["main"])]
     assert len(set(names)) == len(names) and all(name.isidentifier() for name in names)
-    assert names[-1] == "y0"
+    assert names[-1] == edge.outputs_of(mod["main"])[0][0][0]
     same_numbers(mod, after)
 
 
@@ -474,10 +509,30 @@ def random_network(draw: Any) -> tvm.IRModule:
         return e(array(CHANNELS, CHANNELS, 3, 3, seed=next(seeds)), "weight")
 
     def layer(e: Emit, x: Any, earlier: list[Any]) -> Any:
-        kind = draw(st.sampled_from("product bias scale relu clip reshape transpose norm join swap".split()))
-        constant = lambda: e(array(*channel, seed=next(seeds)))  # noqa: E731
+        kind = draw(
+            st.sampled_from(
+                [
+                    "product",
+                    "bias",
+                    "scale",
+                    "relu",
+                    "clip",
+                    "reshape",
+                    "transpose",
+                    "norm",
+                    "join",
+                    "swap",
+                ]
+            )
+        )
+
+        def constant() -> Any:
+            return e(array(*channel, seed=next(seeds)))
+
         if kind == "product":
-            return e(OP.matmul(x, weight(e)) if rank == 2 else OP.nn.conv2d(x, weight(e), padding=1))
+            return e(
+                OP.matmul(x, weight(e)) if rank == 2 else OP.nn.conv2d(x, weight(e), padding=1)
+            )
         if kind == "bias":
             return e(OP.add(x, constant()))
         if kind == "swap":

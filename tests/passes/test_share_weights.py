@@ -22,7 +22,7 @@ FC = RNG.standard_normal((4, 3)).astype(np.float32)
 
 
 def network(conv: Any = None, fc: Any = None) -> tvm.IRModule:
-    """A convolution, a mean over places and a product; arguments are what the weights are bound to."""
+    """Bind the weights of a convolution and of a product to what is given, or to constants."""
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((1, 2, 5, 5), "float32"))
     with builder.function("main", [x]):

@@ -66,7 +66,7 @@ def pruned(value: NDArray[Any]) -> NDArray[Any]:
 
 def shared(value: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Four centroids, the first of them the zero."""
-    codes = (np.arange(value.size).reshape(value.shape) % 4).astype("uint8")
+    codes = np.random.default_rng(5).integers(0, 4, value.shape).astype("uint8")
     return codes, np.array([0.0, -0.5, 0.3, 0.7], "float32")
 
 

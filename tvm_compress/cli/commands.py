@@ -168,8 +168,8 @@ def compress(
         "seed": seed,
     }
     steps = _recipe(recipe, {k: v for k, v in options.items() if v is not None}, train)
-    data = arrays.read_training(train) if train else None
     mod = _load(model, shape)
+    data = arrays.read_training(train) if train else None
     small = pipeline.compress(mod, steps, train=data, checkpoint_dir=checkpoint_dir)
     pipeline.save(small, output)
     before, after = inspection.inspect(mod), inspection.inspect(small)
@@ -267,12 +267,12 @@ def build(
     from tvm_compress.build import build
     from tvm_compress.cli import show
 
-    mod = _load(model, shape)
-    artifact = build(mod, target=target, board=board, name=name, out_dir=output)
+    artifact = build(_load(model, shape), target, board=board, name=name, out_dir=output)
+    # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
-        show.as_json(show.size_as_dict(artifact))
+        show.as_json(show.build_as_dict(artifact, sized=board is not None))
     else:
-        show.size(artifact)
+        show.build(artifact, sized=board is not None)
 
 
 @app.command(
@@ -282,7 +282,7 @@ def run(
     model: _Model,
     target: Annotated[
         str,
-        typer.Option(metavar="TARGET", help="reference (numpy) or a target of build."),
+        typer.Option(metavar="TARGET", help="reference (numpy), or c: this machine, or a board."),
     ] = "reference",
     board: _Board = None,
     input: Annotated[
@@ -305,30 +305,19 @@ def run(
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
-    """Run a network on one input."""
+    """Run a network on one sample, or on several along the batch axis."""
+    from tvm_compress.build import build
     from tvm_compress.cli import arrays, show
-    from tvm_compress.errors import OptionError
     from tvm_compress.files import check_output
-    from tvm_compress.targets import reference
 
     if output is not None:
         check_output(output)
-    if target == "reference" and (profile or board is not None):
-        option = "--profile" if profile else "--board"
-        raise OptionError(
-            f"The target reference takes no {option}; leave it out or choose --target c."
-        )
     mod = _load(model, shape)
     inputs = _inputs(mod, input, random)
-    artifact = None
-    if target == "reference":
-        results = reference.run(mod, inputs)
-    else:
-        from tvm_compress.build import build
-
-        artifact = build(mod, target=target, board=board)
-        results = artifact.run(inputs)
-    counted = artifact.profile(inputs) if artifact is not None and profile else None
+    artifact = build(mod, target, board=board)
+    # First what may be refused.
+    counted = artifact.profile(inputs) if profile else None
+    results = artifact.run(inputs)
     if output is not None:
         arrays.write_arrays(output, results)
     if json:
@@ -344,25 +333,28 @@ def run(
         show.line(f"wrote {output}")
 
 
-def _inputs(mod: tvm.IRModule, file: Path | None, seed: int | None) -> dict[str, NDArray[Any]]:
+def _inputs(
+    mod: tvm.IRModule, file: Path | None, seed: int | None
+) -> NDArray[Any] | dict[str, NDArray[Any]]:
     """Read or make the inputs, and check them before anything is built."""
     from tvm_compress.cli import arrays
     from tvm_compress.errors import OptionError
-    from tvm_compress.tensors import check_inputs, input_specs
+    from tvm_compress.tensors import check_samples, input_specs
 
     specs = input_specs(mod)
-    if (file is None) == (seed is None):
+    if file is not None and seed is None:
+        inputs = arrays.read_inputs(file)
+        check_samples(specs, inputs)
+        return inputs
+    if file is not None or seed is None:
         what = "No input was given" if file is None else "Both --input and --random were given"
         raise OptionError(
             f"{what}; expected --input with a .npy or .npz file ("
             f"{arrays.expected_inputs(specs)}), or --random SEED."
         )
-    if seed is not None:
-        if seed < 0:
-            raise OptionError(f"--random is {seed}; expected a whole number from 0 on.")
-        return arrays.random_inputs(specs, seed)
-    assert file is not None
-    return check_inputs(specs, arrays.read_inputs(file))
+    if seed < 0:
+        raise OptionError(f"--random is {seed}; expected a whole number from 0 on.")
+    return arrays.random_inputs(specs, seed)
 
 
 @app.command(epilog="Example: tvm-compress doctor")

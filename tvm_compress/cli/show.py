@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tvm_compress.build import Artifact
     from tvm_compress.doctor import Finding
     from tvm_compress.inspection import Inspection
+    from tvm_compress.targets.artifact import Artifact, Profile
 
 __all__ = [
     "as_json",
+    "build",
+    "build_as_dict",
     "findings",
     "inspection",
     "line",
@@ -28,8 +30,6 @@ __all__ = [
     "profile",
     "profile_as_dict",
     "saving",
-    "size",
-    "size_as_dict",
 ]
 
 # A file or a pipe has no width, and a table that is cut cannot be read back.
@@ -128,27 +128,27 @@ def saving(before: Mapping[str, float], after: Mapping[str, float]) -> None:
     )
 
 
-def size_as_dict(artifact: Artifact) -> dict[str, Any]:
-    """Give files and sizes as JSON takes them."""
-    size = artifact.size
-    return {
-        "files": {name: str(path) for name, path in artifact.files.items()},
-        "flash_bytes": size.flash_bytes,
-        "ram_bytes": size.ram_bytes,
-        "flash": dict(size.flash),
-        "ram": dict(size.ram),
-    }
+def build_as_dict(artifact: Artifact, *, sized: bool) -> dict[str, Any]:
+    """Give files and, where they were linked for a board, sizes as JSON takes them."""
+    document: dict[str, Any] = {"files": {n: str(path) for n, path in artifact.files.items()}}
+    if sized:
+        size = artifact.size
+        document["flash_bytes"], document["flash"] = size.flash_bytes, dict(size.flash)
+        document["ram_bytes"], document["ram"] = size.ram_bytes, dict(size.ram)
+    return document
 
 
-def size(artifact: Artifact) -> None:
-    """Print the files and the table of sizes."""
-    for name, path in artifact.files.items():
-        line(f"{name}: {path}")
-    found = size_as_dict(artifact)
+def build(artifact: Artifact, *, sized: bool) -> None:
+    """Print the files and, where they were linked for a board, the table of sizes."""
+    document = build_as_dict(artifact, sized=sized)
+    for path in document["files"].values():
+        line(f"wrote {path}")
+    if not sized:
+        return
     rows = []
     for memory in ("flash", "ram"):
-        rows += [(memory, part, f"{count:,}") for part, count in found[memory].items()]
-        rows.append((memory, "total", f"{found[f'{memory}_bytes']:,}"))
+        rows += [(memory, part, f"{count:,}") for part, count in document[memory].items()]
+        rows.append((memory, "total", f"{document[f'{memory}_bytes']:,}"))
     _table("Size", ("memory", "part", "bytes"), rows, left=(0, 1))
 
 
@@ -184,7 +184,7 @@ def outputs(arrays: Mapping[str, NDArray[Any]]) -> None:
     )
 
 
-def profile_as_dict(found: Any) -> dict[str, Any]:
+def profile_as_dict(found: Profile) -> dict[str, Any]:
     """Give a profile as JSON takes it."""
     layers = [
         {"name": layer.name, "kind": layer.kind, "instructions": int(layer.instructions)}
@@ -193,7 +193,7 @@ def profile_as_dict(found: Any) -> dict[str, Any]:
     return {"instructions": int(found.instructions), "layers": layers}
 
 
-def profile(found: Any) -> None:
+def profile(found: Profile) -> None:
     """Print the table of instructions by layer."""
     document = profile_as_dict(found)
     total = document["instructions"]

@@ -15,6 +15,7 @@ from tvm_compress import ir
 from tvm_compress.errors import ModelFormatError, PassError, UnsupportedError
 from tvm_compress.frontends import onnx as onnx_frontend
 from tvm_compress.frontends import tflite as tflite_frontend
+from tvm_compress.frontends.named import check_shapes
 from tvm_compress.passes.canonicalize import Canonicalize
 
 __all__ = ["load"]
@@ -47,9 +48,8 @@ def load(
         UnsupportedError: an operator that the frontend does not take, control flow, or a shape
             that stays dynamic.
     """
-    mod = _import(source, shapes, example)
     try:
-        mod = Canonicalize()(mod)
+        mod = Canonicalize()(_import(source, shapes, example))
     except PassError as error:  # what no pass takes, no frontend takes
         raise UnsupportedError(str(error)) from error
     _check_static(mod)
@@ -123,7 +123,9 @@ def _bind_batch(mod: tvm.IRModule, shapes: Mapping[str, Sequence[int]] | None) -
 
     function = ir.main_function(mod)
     known: dict[str, int] = {}
+    batches: list[str] = []
     given = dict(shapes or {})
+    check_shapes(given)
     for param in function.params:
         name, ty = edge.var_name(param), edge.tensor_type(param)
         if not isinstance(ty, relax.TensorType) or ty.shape is None:
@@ -133,26 +135,34 @@ def _bind_batch(mod: tvm.IRModule, shapes: Mapping[str, Sequence[int]] | None) -
         if wanted is not None and len(wanted) != len(sizes):
             raise UnsupportedError(
                 f"The input {name} has {len(sizes)} dimensions; the shape {tuple(wanted)} was "
-                "given."
+                "given: give as many sizes."
             )
         for axis, size in enumerate(sizes):
             if isinstance(size, tvm.tirx.IntImm):
                 if wanted is not None and int(wanted[axis]) != int(size):
                     raise UnsupportedError(
                         f"The input {name} has the static size {int(size)} on axis {axis}; "
-                        f"{int(wanted[axis])} was given."
+                        f"{int(wanted[axis])} was given: give the sizes that the model leaves "
+                        "open."
                     )
             elif not isinstance(size, tvm.tirx.Var):
                 continue  # an expression of other sizes; what stays dynamic is refused later
+            elif wanted is not None and known.get(size.name, wanted[axis]) != wanted[axis]:
+                raise UnsupportedError(
+                    f"The input {name} has the size {size.name} on axis {axis}, which is "
+                    f"{known[size.name]} by another input; {int(wanted[axis])} was given: give one "
+                    "size for it."
+                )
             elif wanted is not None:
                 known[size.name] = int(wanted[axis])
             elif axis == 0:
-                known.setdefault(size.name, 1)
+                batches.append(size.name)
     if given:
         raise UnsupportedError(
             f"There is no input {', '.join(given)}; expected "
             f"{', '.join(edge.var_name(p) for p in function.params)}."
         )
+    known = dict.fromkeys(batches, 1) | known
     return relax.transform.BindSymbolicVars(known)(mod) if known else mod
 
 

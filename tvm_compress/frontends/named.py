@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tvm
 from tvm import relax
 
 from tvm_compress import edge, ir
+from tvm_compress.errors import UnsupportedError
 
-__all__ = ["bind_parameters"]
+__all__ = ["bind_parameters", "check_shapes"]
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check the shapes that a user gives.
+
+    Raises:
+        UnsupportedError: a size that is no whole number from 1.
+    """
+    for name, shape in shapes.items():
+        if any(int(size) != size or size < 1 for size in shape):
+            raise UnsupportedError(
+                f"The shape {tuple(shape)} was given for the input {name}; expected whole numbers "
+                "from 1."
+            )
 
 
 def bind_parameters(

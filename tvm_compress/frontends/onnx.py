@@ -13,7 +13,7 @@ import tvm
 
 from tvm_compress import edge
 from tvm_compress.errors import ModelFormatError, UnsupportedError
-from tvm_compress.frontends.named import bind_parameters
+from tvm_compress.frontends.named import bind_parameters, check_shapes
 
 __all__ = ["import_bytes", "import_model"]
 
@@ -31,12 +31,19 @@ def import_bytes(
         model = onnx.load_from_string(data)
         if not model.graph.node and not model.graph.output:
             raise ValueError("it has no graph")
-        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelFormatError(
             f"{path} is none of the known formats ({reason[0]}); expected ONNX, .tflite, a "
             "torch.export program (.pt2) or a Relax module saved as JSON."
+        ) from error
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelFormatError(
+            f"{path} keeps weights in another file, which cannot be read ({reason[0]}); expected "
+            "it beside the model: copy both files."
         ) from error
     return import_model(model, shapes)
 
@@ -102,7 +109,8 @@ def _with_static_inputs(
     del new.graph.input[:]
     new.graph.input.extend(inputs)
     inputs = list(new.graph.input)
-    for name in set(given) - {value.name for value in inputs}:
+    check_shapes(given)
+    for name in sorted(set(given) - {value.name for value in inputs}):
         raise UnsupportedError(
             f"There is no input {name}; expected {', '.join(value.name for value in inputs)}."
         )
@@ -114,7 +122,7 @@ def _with_static_inputs(
             if dims and len(dims) != len(wanted):
                 raise UnsupportedError(
                     f"The input {value.name} has {len(dims)} dimensions; the shape {wanted} was "
-                    "given."
+                    "given: give as many sizes."
                 )
             if not dims:
                 dims.extend(onnx.TensorShapeProto.Dimension() for _ in wanted)
@@ -123,7 +131,7 @@ def _with_static_inputs(
             if wanted is not None and size > 0 and wanted[axis] != size:
                 raise UnsupportedError(
                     f"The input {value.name} has the static size {size} on axis {axis}; "
-                    f"{wanted[axis]} was given."
+                    f"{wanted[axis]} was given: give the sizes that the model leaves open."
                 )
             if size <= 0:
                 size = _free_size(value.name, axis, dim.dim_param, wanted, symbols)
@@ -160,11 +168,14 @@ def _forget_output_shapes(graph: onnx.GraphProto) -> None:
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
-    missing = [
-        f"{node.op_type} (node {node.name or node.output[0]})"
-        for node in model.graph.node
-        if node.op_type in ("If", "Loop", "Scan") or not edge.onnx_importer_takes(node.op_type)
-    ]
+    missing = []
+    for node in model.graph.node:
+        # The importer looks at the name alone, and some of its operators are of com.microsoft.
+        known = node.domain in ("", "ai.onnx", "com.microsoft")
+        flow = node.op_type in ("If", "Loop", "Scan")
+        if flow or not known or not edge.onnx_importer_takes(node.op_type):
+            operator = node.op_type if known else f"{node.domain}.{node.op_type}"
+            missing.append(f"{operator} (node {node.name or node.output[0]})")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UnsupportedError(
@@ -179,7 +190,8 @@ def _constant_sizes(graph: onnx.GraphProto) -> None:
     They are sizes, axes and indices; as arguments of the imported function they would give types
     that are known at run time only (Expand).
     """
-    kept, moved = [], []
+    kept: list[onnx.TensorProto] = []
+    moved: list[onnx.TensorProto] = []
     for tensor in graph.initializer:
         short = tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) <= 1
         (moved if short else kept).append(tensor)
@@ -199,7 +211,7 @@ def _explicit_padding(graph: onnx.GraphProto) -> None:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in [*graph.value_info, *graph.input, *graph.output]
     }
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    weights = known | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "ConvTranspose":
             _padding_of_output(node, known, weights)

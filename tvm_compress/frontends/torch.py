@@ -59,12 +59,19 @@ def import_program(source: Any, example: Any) -> tvm.IRModule:
             raise DataError(
                 "An nn.Module needs an example input; expected load(module, example=tensor)."
             )
+        module = source
         args = example if isinstance(example, tuple) else (example,)
+        training = source.training
         try:
             source = torch.export.export(source.eval(), args)
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UnsupportedError(f"torch.export cannot take the module: {lines[0]}") from error
+            raise UnsupportedError(
+                f"torch.export cannot take the module: {lines[0]} Mend the module until "
+                "torch.export.export takes it."
+            ) from error
+        finally:
+            module.train(training)
     try:
         mod, params = edge.import_torch(source)
     except Exception as error:

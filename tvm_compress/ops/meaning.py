@@ -182,7 +182,7 @@ def _one_hot(attrs: Any, indices: Array, on_value: Any, off_value: Any) -> Array
     depth, axis = int(attrs.depth), int(attrs.axis)
     axis += indices.ndim + 1 if axis < 0 else 0
     places = np.arange(depth).reshape([-1] + [1] * (indices.ndim - axis))
-    return np.where(np.expand_dims(indices, axis) == places, on_value, off_value)
+    return np.asarray(np.where(np.expand_dims(indices, axis) == places, on_value, off_value))
 
 
 @_means("einsum")
@@ -287,6 +287,21 @@ def _tile(attrs: Any, x: Array) -> Array:
 @_means("repeat")
 def _repeat(attrs: Any, x: Array) -> Array:
     return np.repeat(x, int(attrs.repeats), None if attrs.axis is None else int(attrs.axis))
+
+
+@_means("full")
+def _full(attrs: Any, shape: Sequence[int], value: Array) -> Array:
+    return np.full(shape, value)
+
+
+@_means("zeros")
+def _zeros(attrs: Any, shape: Sequence[int]) -> Array:
+    return np.zeros(shape)
+
+
+@_means("ones")
+def _ones(attrs: Any, shape: Sequence[int]) -> Array:
+    return np.ones(shape)
 
 
 @_means("zeros_like")
@@ -641,7 +656,9 @@ def _quantize(attrs: Any, x: Array, scale: Array, zero_point: Array) -> Array:
     info = np.iinfo(str(attrs.out_dtype))
     # The quotient is float32 before it is rounded, as in ONNX and TFLite: that decides near a half.
     steps = _wide(np.round(x / _along(scale, x, axis)))
-    return np.clip(steps + _along(zero_point, x, axis).astype(np.int64), info.min, info.max)
+    return np.asarray(
+        np.clip(steps + _along(zero_point, x, axis).astype(np.int64), info.min, info.max)
+    )
 
 
 @_means("dequantize")

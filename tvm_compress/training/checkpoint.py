@@ -116,8 +116,11 @@ def load(path: Path, fingerprint: Fingerprint) -> dict[str, Any] | None:
             f"{path} has the checkpoint format {content['format']!r}; expected {_FORMAT!r}: delete "
             "it to start anew, or give another path."
         )
-    other = [f.name for f in fields(Fingerprint)
-             if getattr(found, f.name) != getattr(fingerprint, f.name)]
+    other = [
+        f.name
+        for f in fields(Fingerprint)
+        if getattr(found, f.name) != getattr(fingerprint, f.name)
+    ]
     if other:
         details = ""
         if "options" in other:

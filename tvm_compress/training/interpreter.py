@@ -175,9 +175,7 @@ class TorchModule(nn.Module):
         function, declared = TORCH[operator], _declared(call.ty)
         attrs = Attributes(call.attrs, declared)
         args = [self._reader(arg, name) for arg in call.args]
-        return lambda values: as_declared(
-            function(attrs, *[arg(values) for arg in args]), declared
-        )
+        return lambda values: as_declared(function(attrs, *[arg(values) for arg in args]), declared)
 
     # -- running ----------------------------------------------------------------------------------
 
