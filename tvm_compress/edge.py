@@ -162,6 +162,23 @@ def variables_in(expr: Any) -> Iterator[Any]:
             yield from variables_in(arg)
 
 
+def primitive(
+    params: Sequence[Any], bindings: Sequence[relax.VarBinding], result: Any
+) -> relax.Function:
+    """Make a function that TVM's FuseTIR turns into one loop nest."""
+    builder = relax.BlockBuilder()
+    bound = []
+    for binding in bindings:
+        value = builder.normalize(binding.value)
+        bound.append(relax.VarBinding(binding.var, value))
+    value = builder.normalize(result)
+    out = relax.Var("out", value.ty)
+    block = relax.DataflowBlock([*bound, relax.VarBinding(out, value)])
+    body = builder.normalize(relax.SeqExpr([block], out))
+    attrs = tvm.ir.make_node("ir.DictAttrs", **{"Primitive": True})
+    return relax.Function(list(params), body, attrs=attrs)
+
+
 def use_counts(function: relax.Function) -> Counter[Any]:
     """Count how often each variable is used by bindings and by the result."""
     counts: Counter[Any] = Counter(variables_in(function.body.body))

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import relax
+from tvm import relax, te
 from tvm.tirx import FloatImm
 
 from tvm_compress import edge, ir
+from tvm_compress.ops import CODEBOOK
 from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
 from tvm_compress.targets.mcu.kernels import (
@@ -72,6 +73,7 @@ class _Group:
     call: Any
     geometry: Geometry
     weight: Any
+    names: list[str]  # of the variables that hold the sum and what follows it
     # (operator's call, which argument is the running value)
     tail: list[tuple[Any, int]] = field(default_factory=list)
 
@@ -110,10 +112,47 @@ class _FuseLayers(ir.Rewriter):
         self._kernels = relax.BlockBuilder()
         self._named = ir.parameters(mod)
         self._groups = _find_groups(mod, self._named)
+        # What a group computes on its way is dropped with its variables.
+        self._inside = {name for group in self._groups.values() for name in group.names}
 
     def rewrite(self, name: str, value: Any) -> Any:
         group = self._groups.get(name)
-        return value if group is None else self._call(name, group)
+        if group is not None:
+            return self._call(name, group)
+        if name in self._inside or not isinstance(value, tvm.ir.Call):
+            return value
+        return self._with_gather(value) if any(map(self._shared, value.args)) else value
+
+    def _shared(self, arg: Any) -> bool:
+        return isinstance(arg, relax.Var) and edge.op_name(self.value(arg)) == CODEBOOK
+
+    def _with_gather(self, call: Any) -> Any:
+        """Let an operator without a kernel of ours read its weight through the codebook.
+
+        The gather and the operator become one primitive function, so that the two end in one loop
+        nest, where the gather is inlined: the dense weight is never stored.
+        """
+        passed: list[Any] = []
+        bound: list[relax.VarBinding] = []
+        params: list[relax.Var] = []
+
+        def parameter(expr: Any) -> relax.Var:
+            passed.append(expr)
+            params.append(relax.Var(f"p{len(params)}", expr.ty))
+            return params[-1]
+
+        args = []
+        for arg in call.args:
+            if self._shared(arg):
+                codes, centroids = (parameter(part) for part in self.value(arg).args)
+                weight = relax.DataflowVar(f"w{len(bound)}", arg.ty)
+                gathered = self._kernels.call_te(_gather, codes, centroids)
+                bound.append(relax.VarBinding(weight, gathered))
+                args.append(weight)
+            else:
+                args.append(parameter(arg) if isinstance(arg, relax.Var) else arg)
+        function = edge.primitive(params, bound, edge.with_args(call, args))
+        return tvm.ir.Call(self._kernels.add_func(function, "gathered"), passed)
 
     def run(self) -> tvm.IRModule:
         mod = super().run()
@@ -145,6 +184,10 @@ class _FuseLayers(ir.Rewriter):
         args += [edge.constant(operand.value) for operand in operands]
         result = relax.TensorType(geometry.out_shape, "float32")
         return relax.call_tir(kernel, args, result)
+
+
+def _gather(codes: te.Tensor, centroids: te.Tensor) -> te.Tensor:
+    return te.compute(codes.shape, lambda *i: centroids[codes(*i).astype("int32")], name="gather")
 
 
 def _scalar(arg: Any) -> bool:
@@ -197,12 +240,13 @@ def _find_groups(
             weight = value.args[1]
             known = isinstance(weight, relax.Var) and edge.var_name(weight) in named
             if known and edge.dtype_of(weight) == "float32":
-                open_groups[var] = _Group(value, geometry, weight)
+                open_groups[var] = _Group(value, geometry, weight, [edge.var_name(var)])
             continue
         index = _continues(value, open_groups, uses)
         if index is not None:
             group = open_groups.pop(value.args[index])
             group.tail.append((value, index))
+            group.names.append(edge.var_name(var))
             open_groups[var] = group
     return {edge.var_name(var): group for var, group in open_groups.items()}
 
