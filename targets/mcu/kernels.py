@@ -5,15 +5,16 @@ comes from (:class:`Dense`, :class:`PackedCodes`, :class:`PackedGaps`) and what 
 (the epilogue: bias, residual, activation).
 
 All loop nests go over output channels, then over output pixels in tiles that sit in registers, so
-a weight is loaded once a tile. Pixels at the border clip their window instead of reading a padded
-copy of the input. How a weight is decoded:
+a weight is loaded once a tile. No padded copy of the input is made: the rows of a window are
+clipped at run time, and in the tiles at the left and right border the products with padding are
+left out when the kernel is made. How a weight is decoded:
 
 - where all pixels of a channel fit one tile (a product with a vector), at the place where it is
   multiplied: no weight ever lies decoded in memory;
 - else once for each output channel, into a scratch row that all its pixels read: the channel's
   weights for ``dense_codes``, a list of (input offset, value) of the non-zero ones for
-  ``gap_codes``. The rows of ``gap_codes`` are in the order (kh, kw, input channel), so that the taps
-  which are inside the input at some pixel are one piece of the list.
+  ``gap_codes``. The rows of ``gap_codes`` are in the order (kw, kh, input channel), so that what one
+  column of the window multiplies is one piece of the list, whatever rows are clipped.
 
 No full tensor of weights exists at run time.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,9 +59,9 @@ _TILE = 8
 
 
 _SHORT_LIST = 32
-_FEW_ENTRIES = 3
-# Weights in a row of an unrolled loop.
+# Input channels in a row of an unrolled loop, and products in all unrolled code of a kernel.
 _UNROLLED = 4
+_MOST_TERMS = 200
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,9 @@ class PackedCodes:
 
 
 def stream_order(matrix: Array, geometry: Geometry) -> Array:
-    """Reorder the columns of (rows, columns) from (channel, kh, kw) to (kh, kw, channel)."""
-    rows = matrix.shape[0]
-    cube = matrix.reshape(rows, geometry.inputs, -1)
-    return np.ascontiguousarray(cube.transpose(0, 2, 1).reshape(rows, -1))
+    """Reorder the columns of (rows, columns) from (channel, kh, kw) to (kw, kh, channel)."""
+    cube = matrix.reshape(-1, geometry.inputs, *geometry.kernel)
+    return np.ascontiguousarray(cube.transpose(0, 3, 2, 1).reshape(matrix.shape))
 
 
 @dataclass(frozen=True)
@@ -244,27 +245,18 @@ class _Kernel:
 
     def emit(self) -> None:
         g = self.g
-        first, last = g.interior()
-        tiles = _tiles(first, last)
-        borders = g.out_size[1] - (last - first)
+        tiles = _cut(g)
         # With one tile a channel there is nothing to share, and no scratch is needed.
-        once = g.kernel == (1, 1) and g.out_size[0] == 1 and borders == 0 and len(tiles) == 1
-        once = once and tiles[0][0] == 1
+        once = g.kernel == (1, 1) and g.out_size[0] == 1 and sum(t.count for t in tiles) == 1
         with _loop("o", 0, g.outputs) as o:
             terms = self._inline(o) if once else self._prepare(o)
             with _loop("row", 0, g.out_size[0]) as row:
-                for count, start, tile in tiles:
-                    with _loop("tile", 0, count) as t:
-                        self._tile(terms, o, row, t * tile + start, tile, clip=False)
-                if borders:
-                    with _loop("border", 0, borders) as border:
-                        # The border columns are those in front of the interior and behind it.
-                        column = (
-                            border
-                            if first == last
-                            else T.Select(border < first, border, border + (last - first))
-                        )
-                        self._tile(terms, o, row, column, 1, clip=True)
+                for tile in tiles:
+                    if tile.count == 1:
+                        self._tile(terms, o, row, IntImm("int32", tile.start), tile)
+                        continue
+                    with _loop("tile", 0, tile.count) as t:
+                        self._tile(terms, o, row, t * tile.size + tile.start, tile)
 
     # -- where elements lie -------------------------------------------------------------------
 
@@ -332,17 +324,14 @@ class _Kernel:
 
     # -- sums -----------------------------------------------------------------------------------
 
-    def _tile(
-        self, terms: _Terms, o: Expr, row: Expr, column: Expr, tile: int, *, clip: bool
-    ) -> None:
-        """Sum and store ``tile`` pixels of a row; with ``clip`` the window may leave the row."""
-        sums = _registers("sum", tile)
-        low, high = self._clip(0, row)
-        left, right = self._clip(1, column) if clip else (0, self.g.kernel[1])
-        for weight, pixel in terms(row, column, (low, high), (left, right)):
-            for t in range(tile):
+    def _tile(self, terms: _Terms, o: Expr, row: Expr, column: Expr, tile: _Tile) -> None:
+        """Sum and store the pixels of one tile."""
+        sums = _registers("sum", tile.size)
+        window = tile.window or [(self._clip(1, column), range(tile.size))]
+        for weight, pixel, pixels in terms(row, column, self._clip(0, row), window):
+            for t in pixels:
                 sums[t].set(sums[t].get() + weight.get() * pixel(t))
-        for t in range(tile):
+        for t in range(tile.size):
             self._store(o, row, column + t, sums[t].get())
 
     def _inline(self, o: Expr) -> _Terms:
@@ -352,9 +341,13 @@ class _Kernel:
             return self._grid(o, lambda place: source.load(self.weights, o, place))
         base = self._first_input(o)
 
-        def terms(row: Expr, column: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+        def terms(row: Expr, column: Expr, rows: _Range, window: _Window) -> _TermIterator:
             with self._entries(o) as (position, weight):
-                yield weight, lambda t: self._input(base + position.get(), 0, column + t)
+                yield (
+                    weight,
+                    lambda t: self._input(base + position.get(), 0, column + t),
+                    window[0][1],
+                )
 
         return terms
 
@@ -375,23 +368,16 @@ class _Kernel:
         g = self.g
         base = self._first_input(o)
 
-        def terms(row: Expr, column: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+        def terms(row: Expr, column: Expr, rows: _Range, window: _Window) -> _TermIterator:
             # The innermost loops of a known count are unrolled here, where it pays, and not left
             # to the compiler, which would unroll everything and treble the code.
-            whole = columns == (0, g.kernel[1])
-            taps = g.kernel[1] if whole and g.kernel[1] <= _UNROLLED else 1
-            channels = 1
+            unrolled = 1
             if g.kernel == (1, 1):
-                channels = max(u for u in range(1, _UNROLLED + 1) if g.inputs % u == 0)
-            with (
-                _loop("c", 0, g.inputs // channels) as block,
-                _loop("kh", *rows) as kh,
-                _loop("kw", *((0, 1) if taps > 1 else columns)) as first,
-            ):
-                for i in range(channels):
-                    c = block * channels + i
-                    for j in range(taps):
-                        kw = j if taps > 1 else first
+                unrolled = max(u for u in range(1, _UNROLLED + 1) if g.inputs % u == 0)
+            with _loop("c", 0, g.inputs // unrolled) as block, _loop("kh", *rows) as kh:
+                for i, (columns, pixels) in product(range(unrolled), window):
+                    c = block * unrolled + i
+                    with _columns(columns) as kw:
                         weight = _register("weight")
                         weight.set(load((c * g.kernel[0] + kh) * g.kernel[1] + kw))
 
@@ -402,7 +388,7 @@ class _Kernel:
                                 (column + t) * g.strides[1] + kw * g.dilation[1] - g.padding[1],
                             )
 
-                        yield weight, pixel
+                        yield weight, pixel, pixels
 
         return terms
 
@@ -434,13 +420,6 @@ class _Kernel:
         starts = _buffer("starts", taps + 1, "int32")
         length, next_tap = _register("length", "int32", 0), _register("next_tap", "int32", 0)
         channel_step, row_step, column_step = self._steps()
-        # At the border, a list with few entries a row of taps is gone through whole, and each
-        # entry's tap is looked at.
-        rows_of_taps = source.packed.rows * g.kernel[0]
-        first, last = g.interior()
-        borders = g.out_size[1] > last - first
-        sparse_taps = borders and source.packed.entries < _FEW_ENTRIES * rows_of_taps
-        tap_columns = _buffer("tap_columns", longest, "int32") if sparse_taps else None
 
         def mark(until: Expr) -> None:
             with _loop("j", 0, until - next_tap.get()) as j:
@@ -454,13 +433,11 @@ class _Kernel:
             mark(tap.get() + 1)
             offset = channel.get() * channel_step
             if taps > 1:
-                kh = _register("kh", "int32")
-                kh.set(T.truncdiv(tap.get(), g.kernel[1]))
-                kw = tap.get() - kh.get() * g.kernel[1]
-                offset = offset + kh.get() * (g.dilation[0] * row_step)
-                offset = offset + kw * (g.dilation[1] * column_step)
-                if sparse_taps:
-                    T.buffer_store(tap_columns, kw, [length.get()])
+                kw = _register("kw", "int32")
+                kw.set(T.truncdiv(tap.get(), g.kernel[0]))
+                kh = tap.get() - kw.get() * g.kernel[0]
+                offset = offset + kh * (g.dilation[0] * row_step)
+                offset = offset + kw.get() * (g.dilation[1] * column_step)
             T.buffer_store(offsets, offset, [length.get()])
             T.buffer_store(values, weight.get(), [length.get()])
             # A filler entry is written too, and overwritten by the next one.
@@ -468,41 +445,36 @@ class _Kernel:
         mark(IntImm("int32", taps + 1))
         base = self._first_input(o) * channel_step
 
-        def terms(row: Expr, column: Expr, rows: _Range, columns: _Range) -> _TermIterator:
+        def terms(row: Expr, column: Expr, rows: _Range, window: _Window) -> _TermIterator:
             origin = _register("origin", "int32")
             origin.set(
                 base
                 + (row * g.strides[0] - g.padding[0]) * row_step
                 + (column * g.strides[1] - g.padding[1]) * column_step
             )
-            # Whole rows of taps are one piece of the list; a clipped row of taps is another.
-            whole = columns == (0, g.kernel[1])
-            outer = (0, 1) if whole else rows
-            if not whole and sparse_taps:
-                yield from checked(origin.get(), rows, columns)
-                return
-            with _loop("kh", *outer) as kh:
-                begin, end = _register("begin", "int32"), _register("end", "int32")
-                first, last = rows if whole else (kh, kh)
-                begin.set(starts[first * g.kernel[1] + columns[0]])
-                end.set(starts[(last - (1 if whole else 0)) * g.kernel[1] + columns[1]])
-                with _loop("e", 0, end.get() - begin.get()) as e:
-                    weight, place = _register("weight"), _register("place", "int32")
-                    weight.set(values[begin.get() + e])
-                    place.set(origin.get() + offsets[begin.get() + e])
-                    yield weight, lambda t: self._flat(place.get() + t * g.strides[1] * column_step)
+            # Where no row is ever clipped and all columns see the same pixels, the list is whole.
+            height = g.kernel[0]
+            whole = rows == (0, height) and len({tuple(pixels) for _, pixels in window}) == 1
+            if whole and len(window) == g.kernel[1]:
+                window = [((0, 1), window[0][1])]
+                height = taps
+                rows = (0, taps)
+            elif len({tuple(pixels) for _, pixels in window}) == 1 and len(window) > 1:
+                window = [((window[0][0][0], window[-1][0][1]), window[0][1])]
+            for columns, pixels in window:
+                with _columns(columns) as kw:
+                    begin, end = _register("begin", "int32"), _register("end", "int32")
+                    begin.set(starts[kw * height + rows[0]])
+                    end.set(starts[kw * height + rows[1]])
+                    with _loop("e", 0, end.get() - begin.get()) as e:
+                        weight, place = _register("weight"), _register("place", "int32")
+                        weight.set(values[begin.get() + e])
+                        place.set(origin.get() + offsets[begin.get() + e])
 
-        def checked(origin: Expr, rows: _Range, columns: _Range) -> _TermIterator:
-            begin, end = _register("begin", "int32"), _register("end", "int32")
-            begin.set(starts[rows[0] * g.kernel[1]])
-            end.set(starts[rows[1] * g.kernel[1]])
-            with _loop("e", 0, end.get() - begin.get()) as e:
-                kw = tap_columns[begin.get() + e]
-                with T.If(tvm.tirx.all(kw >= columns[0], kw < columns[1])), T.Then():
-                    weight, place = _register("weight"), _register("place", "int32")
-                    weight.set(values[begin.get() + e])
-                    place.set(origin + offsets[begin.get() + e])
-                    yield weight, lambda t: self._flat(place.get())
+                        def pixel(t: int, place: _Register = place) -> Expr:
+                            return self._flat(place.get() + t * g.strides[1] * column_step)
+
+                        yield weight, pixel, pixels
 
         return terms
 
@@ -521,29 +493,78 @@ class _Kernel:
         return self.x[(*indices, place)]
 
 
-# The terms of a sum: given an output place and the taps that are inside the input, they open the
-# loops and give, for each weight in them, the weight and the input pixel of the tile's t-th output.
+# A half-open range of taps or places, known when the kernel is made or at run time.
 _Range = tuple[Expr, Expr]
-_TermIterator = Iterator[tuple["_Register", Callable[[int], Expr]]]
-_Terms = Callable[[Expr, Expr, _Range, _Range], _TermIterator]
+# Columns of the window, and the pixels of the tile for which they lie inside the input.
+_Window = Sequence[tuple[_Range, Sequence[int]]]
+# The terms of a sum: given an output place, the window's rows inside the input and its columns,
+# they open the loops and give each weight, the input pixel of the tile's t-th output, and which t.
+_TermIterator = Iterator[tuple["_Register", Callable[[int], Expr], Sequence[int]]]
+_Terms = Callable[[Expr, Expr, _Range, _Window], _TermIterator]
 
 
-def _tiles(first: int, last: int) -> list[tuple[int, int, int]]:
-    """Cut columns [first, last) into (number of tiles, first column, pixels a tile).
+@dataclass(frozen=True)
+class _Tile:
+    """``count`` tiles of ``size`` pixels from the output column ``start`` on.
 
-    >>> _tiles(0, 125), _tiles(1, 12), _tiles(0, 7)
-    ([(25, 0, 5)], [(1, 1, 8), (1, 9, 3)], [(1, 0, 7)])
+    ``window`` says which columns of the window are inside the input for which pixels; without it
+    that is found at run time, for one pixel a tile.
     """
-    count = last - first
-    if count == 0:
-        return []
-    tile = max(t for t in range(1, _TILE + 1) if count % t == 0)
+
+    count: int
+    start: int
+    size: int
+    window: tuple[tuple[_Range, Sequence[int]], ...] = ()
+
+
+def _cut(g: Geometry) -> list[_Tile]:
+    """Cut a row of output pixels into tiles.
+
+    Tiles whose windows lie inside the input are alike and form a loop. The others are at the
+    border and are made one by one.
+
+    >>> from tvm_compress.targets.mcu.geometry import Geometry
+    >>> row = Geometry(1, False, 1, 1, 3, 8, (1, 40), (1, 40), (1, 3), (1, 1), (1, 1), (0, 1), (), ())
+    >>> [(tile.count, tile.start, tile.size) for tile in _cut(row)]
+    [(1, 0, 8), (3, 8, 8), (1, 32, 8)]
+    """
+    width, taps = g.out_size[1], range(g.kernel[1])
+    size = max(t for t in range(1, _TILE + 1) if width % t == 0)
     # A prime count would give tiles of one pixel; a shorter last tile costs less.
-    if tile < _TILE // 2:
-        tile = min(count, _TILE)
-    whole, rest = divmod(count, tile)
-    cut = [(whole, first, tile)]
-    return cut + [(1, last - rest, rest)] if rest else cut
+    if size < _TILE // 2:
+        size = min(width, _TILE)
+    tiles: list[_Tile] = []
+    for start in range(0, width, size):
+        pixels = range(min(size, width - start))
+        window = []
+        for kw in taps:
+            places = [(start + t) * g.strides[1] - g.padding[1] + kw * g.dilation[1] for t in pixels]
+            inside = [t for t, place in zip(pixels, places, strict=True) if 0 <= place < g.in_size[1]]
+            if inside:
+                window.append(((kw, kw + 1), tuple(inside)))
+        tile = _Tile(1, start, len(pixels), tuple(window))
+        inner = len(window) == len(taps) and all(len(p) == len(pixels) for _, p in window)
+        last = tiles[-1] if tiles else None
+        if inner and last and last.size == tile.size and last.window == tile.window:
+            tiles[-1] = _Tile(last.count + 1, last.start, last.size, last.window)
+        else:
+            tiles.append(tile)
+    terms = sum(len(pixels) for tile in tiles for _, pixels in tile.window)
+    # Very wide windows would unroll into too much code, and a tile that sees padding alone has no
+    # window that says so: such rows go pixel by pixel.
+    if terms > _MOST_TERMS or not all(tile.window for tile in tiles):
+        return [_Tile(width, 0, 1)]
+    return tiles
+
+
+@contextmanager
+def _columns(columns: _Range) -> Iterator[Expr]:
+    """Loop over columns of the window; a single one needs no loop."""
+    if isinstance(columns[0], int) and columns[1] == columns[0] + 1:
+        yield columns[0]
+    else:
+        with _loop("kw", *columns) as kw:
+            yield kw
 
 
 class _Register:
