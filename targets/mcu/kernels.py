@@ -60,7 +60,7 @@ _TILE = 8
 
 _SHORT_LIST = 32
 # Input channels in a row of an unrolled loop, and products in all unrolled code of a kernel.
-_UNROLLED = 4
+_UNROLLED = 8
 _MOST_TERMS = 200
 
 
@@ -373,7 +373,8 @@ class _Kernel:
             # to the compiler, which would unroll everything and treble the code.
             unrolled = 1
             if g.kernel == (1, 1):
-                unrolled = max(u for u in range(1, _UNROLLED + 1) if g.inputs % u == 0)
+                most = min(_UNROLLED, 32 // len(window[0][1]))
+                unrolled = max(u for u in range(1, most + 1) if g.inputs % u == 0)
             with _loop("c", 0, g.inputs // unrolled) as block, _loop("kh", *rows) as kh:
                 for i, (columns, pixels) in product(range(unrolled), window):
                     c = block * unrolled + i
