@@ -254,6 +254,21 @@ def _broadcast_to(attrs: Any, x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.expand(shape)
 
 
+@_means("full")
+def _full(attrs: Any, shape: Sequence[int], value: Tensor) -> Tensor:
+    return value.expand(shape)
+
+
+@_means("zeros")
+def _zeros(attrs: Any, shape: Sequence[int]) -> Tensor:
+    return torch.zeros(shape, dtype=getattr(torch, attrs.declared))
+
+
+@_means("ones")
+def _ones(attrs: Any, shape: Sequence[int]) -> Tensor:
+    return torch.ones(shape, dtype=getattr(torch, attrs.declared))
+
+
 @_means("squeeze")
 def _squeeze(attrs: Any, x: Tensor) -> Tensor:
     return x.squeeze() if attrs.axis is None else x.squeeze(attrs.axis)
