@@ -88,21 +88,24 @@ class Artifact(ABC):
         raise OptionError(f"{self._what} has no size on a machine; build it for a board.")
 
     @abstractmethod
-    def run(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Inputs, *, engine: str | None = None) -> dict[str, NDArray[Any]]:
         """Run the network.
 
         Args:
             inputs: one array, or arrays by input name: one sample of the input's shape, or N of
                 them along the first axis where the network's batch is 1.
+            engine: which emulator of the board runs it (``unicorn``, ``qemu``); without it the
+                first that is installed.
 
         Returns:
             The outputs by name.
 
         Raises:
             DataError: a name, shape or dtype is wrong.
+            OptionError: the board does not run on that engine, or there is no board.
         """
 
-    def profile(self, inputs: Inputs) -> Profile:
+    def profile(self, inputs: Inputs, *, engine: str | None = None) -> Profile:
         """Count the instructions of one inference, in total and layer by layer.
 
         Raises:
@@ -110,6 +113,12 @@ class Artifact(ABC):
             DataError: a name, shape or dtype is wrong, or there is more than one sample.
         """
         raise OptionError(f"{self._what} cannot be profiled; build it for a board.")
+
+    def _no_engine(self, engine: str | None) -> None:
+        if engine is not None:
+            raise OptionError(
+                f"{self._what} runs on no engine, and {engine} was given; build it for a board."
+            )
 
     _what: ClassVar[str] = "The artifact"
 
@@ -121,6 +130,12 @@ class Target(ABC):
 
     @abstractmethod
     def build(
-        self, mod: tvm.IRModule, *, name: str, board: str | Path | None, out_dir: Path | None
+        self,
+        mod: tvm.IRModule,
+        *,
+        name: str,
+        board: str | Path | None,
+        out_dir: Path | None,
+        toolchain: str | None,
     ) -> Artifact:
         """Build ``mod``; see :func:`tvm_compress.build`."""

@@ -21,6 +21,7 @@ def build(
     board: str | PathLike[str] | None = None,
     name: str = "model",
     out_dir: str | PathLike[str] | None = None,
+    toolchain: str | None = None,
 ) -> Artifact:
     """Build a network for a target.
 
@@ -32,9 +33,11 @@ def build(
         name: prefix of every C symbol and file name, so that several models share a firmware.
         out_dir: where the files go; without it a temporary folder that lives as long as the
             artifact.
+        toolchain: what compiles firmware: ``zig`` or ``gnu``; without it the first that is
+            installed.
 
     Raises:
-        OptionError: an unknown target or board, or a name that cannot prefix C symbols.
+        OptionError: an unknown target, board or toolchain, or a name that cannot prefix C symbols.
         UnsupportedError: an operator that the target has no form for.
         BudgetError: the network does not fit the board; says by how much and why.
         MissingToolError: no compiler or emulator is installed.
@@ -42,4 +45,6 @@ def build(
     chosen = get_target(target)
     place = None if out_dir is None else Path(out_dir)
     where = None if board is None else str(board)
-    return chosen.build(Canonicalize()(mod), name=name, board=where, out_dir=place)
+    return chosen.build(
+        Canonicalize()(mod), name=name, board=where, out_dir=place, toolchain=toolchain
+    )

@@ -155,7 +155,7 @@ def check_samples(
 
 
 def join_samples(stacked: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Join outputs of shape ``(N, batch, ...)`` to ``(N * batch, ...)``; the reverse of the above."""
+    """Join outputs of shape ``(N, batch, ...)`` to ``(N * batch, ...)``."""
     return {
         name: value[0] if len(value) == 1 or value.ndim < 2 else value.reshape(-1, *value.shape[2:])
         for name, value in stacked.items()

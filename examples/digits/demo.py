@@ -1,8 +1,10 @@
 """The main job in one run: load, compress, build for a Cortex-M4F, judge on the emulated board.
 
 The network reads scikit-learn's 8x8 digits; ``train.py`` made it. Every stage is built, and the
-whole test split runs on the emulator. Nothing here was chosen by looking at the test split: the
-one-shot sparsity is the largest of 0.5, 0.6, 0.7... that kept 99 % on the training images.
+whole test split runs on the emulator. Where torch is installed the table gains rows with
+fine-tuning. The sparsities are the largest (in steps of 0.1 and 0.05) that kept 99 % on training
+images: on all of them for one shot, on 300 that were held out of the fine-tuning for the other. The
+test split was not looked at.
 
 Run it by ``make demo``; ``--write-docs`` puts the table that it prints into the README.
 """
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 BOARD = "cortex-m4"
 NETWORK = Path(__file__).with_name("digits_cnn.onnx")
 ONE_SHOT = tc.recipes.deep_compression(sparsity=0.6, bits=4, scope="global", epochs=0)
-FINE_TUNED = tc.recipes.deep_compression(sparsity=0.9, bits=4, scope="global", epochs=12)
+FINE_TUNED = tc.recipes.deep_compression(sparsity=0.85, bits=4, scope="global", epochs=20)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Row:
 
 def _predictions(outputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
     (logits,) = outputs.values()
-    return logits.argmax(axis=1)
+    best: NDArray[Any] = logits.argmax(axis=1)
+    return best
 
 
 def judge(stage: str, mod: tvm.IRModule, digits: DigitsSplit) -> Row:
@@ -72,7 +75,7 @@ def judge(stage: str, mod: tvm.IRModule, digits: DigitsSplit) -> Row:
     )
 
 
-def stages(digits: DigitsSplit) -> list[Row]:
+def stages(digits: DigitsSplit, *, trained: bool) -> list[Row]:
     """Judge the float network and the network after every stage that changes it."""
     start = time.monotonic()
 
@@ -82,8 +85,8 @@ def stages(digits: DigitsSplit) -> list[Row]:
     say(f"loading {NETWORK.name}")
     mod = tc.load(NETWORK)
     rows = [judge("float", mod, digits)]
-    plans = [("one shot", ONE_SHOT, None)]
-    if find_spec("torch") is None:
+    plans: list[tuple[str, tc.Recipe, Any]] = [("one shot", ONE_SHOT, None)]
+    if not trained:
         say("torch is not installed: the fine-tuned rows are left out (extra: train)")
     else:
         plans.append(("fine-tuned", FINE_TUNED, (digits.train_images, digits.train_labels)))
@@ -95,9 +98,7 @@ def stages(digits: DigitsSplit) -> list[Row]:
             stage = tc.compress(stage, tc.Recipe([step]), train=train, progress=False)
             if step.name != "finetune":
                 done.append(_describe(step))
-            elif len(done) == 0:
-                continue
-            # With fine-tuning a stage is worth a row when it has been trained.
+            # A stage that will be fine-tuned is worth a row when it has been.
             if train is None or step.name == "finetune":
                 rows.append(judge(f"{' + '.join(done)}, {plan}", stage, digits))
     say("done")
@@ -114,7 +115,8 @@ def main() -> int:
     """Run the demo; 0 if the board agrees with the reference."""
     options = option_parser("demo", __doc__ or "").parse_args()
     digits = load_digits_split()
-    rows = stages(digits)
+    trained = find_spec("torch") is not None
+    rows = stages(digits, trained=trained)
     size = NETWORK.stat().st_size
     table = markdown_table(
         [
@@ -150,7 +152,7 @@ def main() -> int:
         )
     ]
     report = Report(
-        "demo",
+        "demo_fine_tuned" if trained else "demo",
         table,
         figures,
         [row.__dict__ for row in rows],

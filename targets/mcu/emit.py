@@ -41,9 +41,7 @@ class CFunction:
         return f"static void {name}({', '.join(self.parameters)}) {{\n{self.body}}}\n"
 
 
-def emit_function(
-    function: tirx.PrimFunc, outputs: int
-) -> tuple[CFunction, tuple[int, ...]]:
+def emit_function(function: tirx.PrimFunc, outputs: int) -> tuple[CFunction, tuple[int, ...]]:
     """Emit a PrimFunc whose last ``outputs`` parameters are written.
 
     Returns:
@@ -65,10 +63,7 @@ def emit_function(
             f"TVM's C code generator cannot emit a loop nest: {lines[-1]} Expected operators that "
             "lower to plain loops and libm calls."
         ) from error
-    match = None
-    for match in _DEFINITION.finditer(text):
-        pass
-    assert match is not None, text
+    match = list(_DEFINITION.finditer(text))[-1]
     parameters = [p.strip() for p in match[2].split(",")]
     inputs = len(parameters) - outputs - len(workspaces)
     declared = [_declare(p, constant=i < inputs) for i, p in enumerate(parameters)]
@@ -140,7 +135,9 @@ def _with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[int, .
     def allocate(statement: Any) -> Any:
         buffer = statement.buffer
         ty = buffer.ty
-        size = int(np.prod([int(n) for n in ty.shape])) * np.dtype(edge.dtype_of_buffer(ty)).itemsize
+        size = (
+            int(np.prod([int(n) for n in ty.shape])) * np.dtype(edge.dtype_of_buffer(ty)).itemsize
+        )
         if size <= _STACK_BYTES:
             return statement
         pointer = _pointer(f"workspace{len(spaces)}", ty)

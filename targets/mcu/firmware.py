@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tvm_compress.errors import BudgetError, CompressError, DataError, OptionError
 from tvm_compress.targets.mcu import emulator, qemu
 from tvm_compress.targets.mcu.boards import Board, EmulatorName
+from tvm_compress.targets.mcu.c_types import C_TYPES
 from tvm_compress.targets.mcu.elf import Elf, read_elf
 from tvm_compress.targets.mcu.engine import DISPATCH, FIRST_LAYER, CodeMap, Execution, code_map
 from tvm_compress.targets.mcu.toolchain import Toolchain, find_toolchain
@@ -46,16 +47,6 @@ _RUNTIME_SOURCES = ("startup.c", "semihost.c", "harness.c", "libm.c")
 _LINK_BYTES = 0x1000_0000
 _TRAILER = struct.Struct("<IIIi")
 _MAGIC = 0x504D4354
-_C_TYPES = {
-    "float32": "float",
-    "int8": "int8_t",
-    "uint8": "uint8_t",
-    "int16": "int16_t",
-    "int32": "int32_t",
-    "int64": "int64_t",
-    "bool": "uint8_t",
-}
-
 Array = NDArray[Any]
 
 
@@ -168,7 +159,7 @@ class Firmware:
     def run(
         self,
         inputs: Mapping[str, Array],
-        engine: EmulatorName | None = None,
+        engine: str | None = None,
         timeout_s: float = 600.0,
     ) -> dict[str, Array]:
         """Run a batch of samples on an emulator, in one start of the firmware.
@@ -194,7 +185,7 @@ class Firmware:
     def profile(
         self,
         inputs: Mapping[str, Array],
-        engine: EmulatorName | None = None,
+        engine: str | None = None,
         timeout_s: float = 600.0,
     ) -> Profile:
         """Count the instructions of one inference, layer by layer.
@@ -328,14 +319,15 @@ def _exit_texts() -> dict[int, str]:
     return {int(code): words for code, words in re.findall(r'X\(\w+, (\d+), "([^"]*)"\)', text)}
 
 
-def _choose_engine(board: Board, engine: EmulatorName | None) -> EmulatorName:
+def _choose_engine(board: Board, engine: str | None) -> EmulatorName:
     if engine is not None:
-        if engine not in board.emulators:
-            raise OptionError(
-                f"The board {board.name} does not run on the engine {engine!r}; it runs on "
-                f"{', '.join(board.emulators) or 'none'}. Choose one of them or another board."
-            )
-        return engine
+        for name in board.emulators:
+            if name == engine:
+                return name
+        raise OptionError(
+            f"The board {board.name} does not run on the engine {engine!r}; it runs on "
+            f"{', '.join(board.emulators) or 'none'}. Choose one of them or another board."
+        )
     if not board.emulators:
         raise OptionError(
             f"The board {board.name} runs on no emulator. "
@@ -351,7 +343,7 @@ def _choose_engine(board: Board, engine: EmulatorName | None) -> EmulatorName:
 def _execute(
     elf: Path,
     board: Board,
-    engine: EmulatorName | None,
+    engine: str | None,
     data: bytes,
     code: CodeMap | None,
     timeout_s: float,
@@ -378,8 +370,7 @@ def _harness_header(model: ModelSources) -> str:
         for index, spec in enumerate(specs):
             symbol = f"harness_{kind}_{index}"
             lines.append(
-                f"static {_C_TYPES[spec.dtype]} {symbol}[{spec.size}] "
-                "__attribute__((aligned(16)));"
+                f"static {C_TYPES[spec.dtype]} {symbol}[{spec.size}] __attribute__((aligned(16)));"
             )
             arguments.append(symbol)
     if model.arena_bytes:
@@ -428,10 +419,10 @@ def _check_model(model: ModelSources) -> None:
                 "end in .c or .h. Rename it."
             )
     for spec in (*model.inputs, *model.outputs):
-        if spec.dtype not in _C_TYPES:
+        if spec.dtype not in C_TYPES:
             raise OptionError(
                 f"The tensor {spec.name} of {model.name} has dtype {spec.dtype}; the harness "
-                f"passes {', '.join(_C_TYPES)}. Cast it to one of these in the model."
+                f"passes {', '.join(C_TYPES)}. Cast it to one of these in the model."
             )
     if not model.inputs or not model.outputs:
         raise OptionError(

@@ -13,8 +13,8 @@ left out when the kernel is made. How a weight is decoded:
   multiplied: no weight ever lies decoded in memory;
 - else once for each output channel, into a scratch row that all its pixels read: the channel's
   weights for ``dense_codes``, a list of (input offset, value) of the non-zero ones for
-  ``gap_codes``. The rows of ``gap_codes`` are in the order (kw, kh, input channel), so that what one
-  column of the window multiplies is one piece of the list, whatever rows are clipped.
+  ``gap_codes``. The rows of ``gap_codes`` are in the order (kw, kh, input channel), so that what
+  one column of the window multiplies is one piece of the list, whatever rows are clipped.
 
 No full tensor of weights exists at run time.
 """
@@ -28,156 +28,26 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import tvm
-from numpy.typing import NDArray
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Cast, FloatImm, IntImm
+from tvm.tirx import FloatImm, IntImm
 from tvm.tirx.script import builder as T
 
-from tvm_compress.layouts import DenseCodes, GapCodes
 from tvm_compress.targets.mcu.geometry import Geometry
+from tvm_compress.targets.mcu.tir import Expr, Register, array, as_int, loop, register, registers
+from tvm_compress.targets.mcu.weights import Dense, PackedGaps, Source
 
-__all__ = [
-    "OPAQUE",
-    "Dense",
-    "Epilogue",
-    "Operand",
-    "PackedCodes",
-    "PackedGaps",
-    "build_kernel",
-    "stream_order",
-]
-
-Expr = Any
-Array = NDArray[Any]
+__all__ = ["OPAQUE", "Epilogue", "build_kernel"]
 
 # FuseOps leaves a function of this pattern alone: the epilogue is inside already.
 OPAQUE = 8
 
 # Output pixels in registers: the Cortex-M4F has 32 single registers; two are for weight and pixel.
 _TILE = 8
-
-
+# The shortest scratch list: what may lie on the stack, so that short lists have one kernel's text.
 _SHORT_LIST = 32
 # Input channels in a row of an unrolled loop, and products in all unrolled code of a kernel.
 _UNROLLED = 8
 _MOST_TERMS = 200
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A constant array that a kernel takes: its name for symbols, and its value."""
-
-    name: str
-    value: Array
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Weights as they are: float32 of shape (rows, columns)."""
-
-    weights: Array
-    layout = "dense"
-
-    def operands(self) -> list[Operand]:
-        """Give the arrays that lie in flash."""
-        return [Operand("weights", self.weights)]
-
-    def load(self, buffers: Sequence[Expr], row: Expr, column: Expr) -> Expr:
-        """Give the weight at (row, column)."""
-        return buffers[0][row, column]
-
-
-@dataclass(frozen=True)
-class PackedCodes:
-    """``dense_codes``: one code a weight, and the centroids."""
-
-    packed: DenseCodes
-    centroids: Array
-    layout = "dense_codes"
-
-    def operands(self) -> list[Operand]:
-        """Give the arrays that lie in flash."""
-        return [Operand("codes", self.packed.data), Operand("centroids", self.centroids)]
-
-    def load(self, buffers: Sequence[Expr], row: Expr, column: Expr) -> Expr:
-        """Give the weight at (row, column): bit field, then centroid."""
-        data, centroids = buffers
-        bits = self.packed.bits
-        if bits == 8:
-            code = _int(data[row, column])
-        else:
-            per_byte = 8 // bits if 8 % bits == 0 else 0
-            if per_byte:  # a code never crosses a byte
-                shift = (column % per_byte) * bits
-                code = (_int(data[row, column // per_byte]) >> shift) & ((1 << bits) - 1)
-            else:
-                start = column * bits
-                low, high = _int(data[row, start // 8]), self._next_byte(data, row, start // 8)
-                code = ((low | (high << 8)) >> (start % 8)) & ((1 << bits) - 1)
-        return centroids[code]
-
-    def _next_byte(self, data: Expr, row: Expr, byte: Expr) -> Expr:
-        # The last code of a row ends with the row, so the byte behind it is read but not used;
-        # the index is clamped to stay inside the array.
-        last = self.packed.data.shape[1] - 1
-        return _int(data[row, T.min(byte + 1, last)])
-
-
-def stream_order(matrix: Array, geometry: Geometry) -> Array:
-    """Reorder the columns of (rows, columns) from (channel, kh, kw) to (kw, kh, channel)."""
-    cube = matrix.reshape(-1, geometry.inputs, *geometry.kernel)
-    return np.ascontiguousarray(cube.transpose(0, 3, 2, 1).reshape(matrix.shape))
-
-
-@dataclass(frozen=True)
-class PackedGaps:
-    """``gap_codes``: entries of (gap, code), and the centroids or one value an entry.
-
-    The rows are in :func:`stream_order`.
-    """
-
-    packed: GapCodes
-    centroids: Array
-    layout = "gap_codes"
-
-    def operands(self) -> list[Operand]:
-        """Give the arrays that lie in flash."""
-        rows = self.packed.row_start
-        rows = rows.astype(np.uint16) if self.packed.entries < 1 << 16 else rows
-        return [
-            Operand("entries", self.packed.data),
-            Operand("rows", rows),
-            Operand("centroids", self.centroids),
-        ]
-
-    def entry(self, buffers: Sequence[Expr], index: Expr) -> tuple[Expr, Expr]:
-        """Emit the decoding of an entry; give (gap + 1, value)."""
-        data, _, centroids = buffers
-        gap_bits, code_bits = self.packed.gap_bits, self.packed.code_bits
-        width = gap_bits + code_bits
-        field = _register("field", "int32")
-        if width == 8:
-            field.set(_int(data[index]))
-        elif width == 16:
-            field.set(_int(data[index * 2]) | (_int(data[index * 2 + 1]) << 8))
-        elif 8 % width == 0:
-            field.set(_int(data[index * width // 8]) >> (index * width % 8))
-        else:
-            start = _register("start", "int32")
-            start.set(index * width)
-            byte = start.get() >> 3
-            bits = _int(data[byte]) | (_int(data[byte + 1]) << 8)
-            if width > 9:  # 7 bits of offset and the field may cross a second byte border
-                bits = bits | (_int(data[byte + 2]) << 16)
-            field.set(bits >> (start.get() & 7))
-        gap = field.get() & ((1 << gap_bits) - 1)
-        if code_bits == 0:
-            return gap + 1, centroids[index]
-        return gap + 1, centroids[(field.get() >> gap_bits) & ((1 << code_bits) - 1)]
-
-
-Source = Dense | PackedCodes | PackedGaps
 
 
 @dataclass(frozen=True)
@@ -191,10 +61,6 @@ class Epilogue:
     operands: tuple[tuple[tuple[int, ...], str], ...] = ()
 
 
-def _int(value: Expr) -> Expr:
-    return Cast("int32", value)
-
-
 def _i64(shape: Sequence[int]) -> list[Expr]:
     return [IntImm("int64", size) for size in shape]
 
@@ -206,23 +72,22 @@ def build_kernel(geometry: Geometry, source: Source, epilogue: Epilogue) -> Any:
     """
     if geometry.pointwise:
         geometry = geometry.flattened()
-    with IRBuilder() as builder:
-        with T.prim_func(is_private=True, s_tir=True):
-            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
-            x = T.arg("x", T.buffer(_i64(geometry.in_shape), "float32"))
-            extra = [
-                T.arg(f"e{i}", T.buffer(_i64(shape), dtype))
-                for i, (shape, dtype) in enumerate(epilogue.operands)
-            ]
-            weights = [
-                T.arg(operand.name, T.buffer(_i64(operand.value.shape), str(operand.value.dtype)))
-                for operand in source.operands()
-            ]
-            y = T.arg("y", T.buffer(_i64(geometry.out_shape), "float32"))
-            kernel = _Kernel(geometry, source, epilogue, x, extra, weights, y)
-            with _loop("n", 0, geometry.batch) as n:
-                kernel.batch = n
-                kernel.emit()
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+        x = T.arg("x", T.buffer(_i64(geometry.in_shape), "float32"))
+        extra = [
+            T.arg(f"e{i}", T.buffer(_i64(shape), dtype))
+            for i, (shape, dtype) in enumerate(epilogue.operands)
+        ]
+        weights = [
+            T.arg(operand.name, T.buffer(_i64(operand.value.shape), str(operand.value.dtype)))
+            for operand in source.operands()
+        ]
+        y = T.arg("y", T.buffer(_i64(geometry.out_shape), "float32"))
+        kernel = _Kernel(geometry, source, epilogue, x, extra, weights, y)
+        with loop("n", 0, geometry.batch) as n:
+            kernel.batch = n
+            kernel.emit()
     return builder.get()
 
 
@@ -248,14 +113,14 @@ class _Kernel:
         tiles = _cut(g)
         # With one tile a channel there is nothing to share, and no scratch is needed.
         once = g.kernel == (1, 1) and g.out_size[0] == 1 and sum(t.count for t in tiles) == 1
-        with _loop("o", 0, g.outputs) as o:
+        with loop("o", 0, g.outputs) as o:
             terms = self._inline(o) if once else self._prepare(o)
-            with _loop("row", 0, g.out_size[0]) as row:
+            with loop("row", 0, g.out_size[0]) as row:
                 for tile in tiles:
                     if tile.count == 1:
                         self._tile(terms, o, row, IntImm("int32", tile.start), tile)
                         continue
-                    with _loop("tile", 0, tile.count) as t:
+                    with loop("tile", 0, tile.count) as t:
                         self._tile(terms, o, row, t * tile.size + tile.start, tile)
 
     # -- where elements lie -------------------------------------------------------------------
@@ -326,7 +191,7 @@ class _Kernel:
 
     def _tile(self, terms: _Terms, o: Expr, row: Expr, column: Expr, tile: _Tile) -> None:
         """Sum and store the pixels of one tile."""
-        sums = _registers("sum", tile.size)
+        sums = registers("sum", tile.size)
         window = tile.window or [(self._clip(1, column), range(tile.size))]
         for weight, pixel, pixels in terms(row, column, self._clip(0, row), window):
             for t in pixels:
@@ -358,8 +223,8 @@ class _Kernel:
         if isinstance(self.source, Dense):
             weights = self.weights[0]
             return self._grid(o, lambda place: weights[o, place])
-        scratch = _buffer("decoded", self.g.columns, "float32")
-        with _loop("k", 0, self.g.columns) as k:
+        scratch = array("decoded", self.g.columns, "float32")
+        with loop("k", 0, self.g.columns) as k:
             T.buffer_store(scratch, self.source.load(self.weights, o, k), [k])
         return self._grid(o, lambda place: scratch[place])
 
@@ -375,11 +240,11 @@ class _Kernel:
             if g.kernel == (1, 1):
                 most = min(_UNROLLED, 32 // len(window[0][1]))
                 unrolled = max(u for u in range(1, most + 1) if g.inputs % u == 0)
-            with _loop("c", 0, g.inputs // unrolled) as block, _loop("kh", *rows) as kh:
+            with loop("c", 0, g.inputs // unrolled) as block, loop("kh", *rows) as kh:
                 for i, (columns, pixels) in product(range(unrolled), window):
                     c = block * unrolled + i
                     with _columns(columns) as kw:
-                        weight = _register("weight")
+                        weight = register("weight")
                         weight.set(load((c * g.kernel[0] + kh) * g.kernel[1] + kw))
 
                         def pixel(t: int, c: Expr = c, kw: Expr = kw) -> Expr:
@@ -394,17 +259,17 @@ class _Kernel:
         return terms
 
     @contextmanager
-    def _entries(self, o: Expr) -> Iterator[tuple[_Register, _Register]]:
+    def _entries(self, o: Expr) -> Iterator[tuple[Register, Register]]:
         """Loop over the entries of a row; give registers of (position, weight)."""
         assert isinstance(self.source, PackedGaps)
         rows = self.weights[1]
-        position = _register("position", "int32", -1)
-        first, count = _register("first", "int32"), _register("count", "int32")
-        first.set(_int(rows[o]))
-        count.set(_int(rows[o + 1]) - first.get())
-        with _loop("entry", 0, count.get()) as entry:
+        position = register("position", "int32", -1)
+        first, count = register("first", "int32"), register("count", "int32")
+        first.set(as_int(rows[o]))
+        count.set(as_int(rows[o + 1]) - first.get())
+        with loop("entry", 0, count.get()) as entry:
             gap, value = self.source.entry(self.weights, first.get() + entry)
-            weight = _register("weight")
+            weight = register("weight")
             weight.set(value)
             position.set(position.get() + gap)
             yield position, weight
@@ -417,24 +282,27 @@ class _Kernel:
         # At least what may lie on the stack, so that kernels of short lists have one text.
         longest = int(np.diff(source.packed.row_start.astype(np.int64)).max(initial=0))
         longest = max(_SHORT_LIST, longest)
-        offsets, values = _buffer("offsets", longest, "int32"), _buffer("values", longest, "float32")
-        starts = _buffer("starts", taps + 1, "int32")
-        length, next_tap = _register("length", "int32", 0), _register("next_tap", "int32", 0)
+        offsets, values = (
+            array("offsets", longest, "int32"),
+            array("values", longest, "float32"),
+        )
+        starts = array("starts", taps + 1, "int32")
+        length, next_tap = register("length", "int32", 0), register("next_tap", "int32", 0)
         channel_step, row_step, column_step = self._steps()
 
         def mark(until: Expr) -> None:
-            with _loop("j", 0, until - next_tap.get()) as j:
+            with loop("j", 0, until - next_tap.get()) as j:
                 T.buffer_store(starts, length.get(), [next_tap.get() + j])
             next_tap.set(until)
 
         with self._entries(o) as (position, weight):
-            tap, channel = _register("tap", "int32"), _register("channel", "int32")
+            tap, channel = register("tap", "int32"), register("channel", "int32")
             tap.set(T.truncdiv(position.get(), g.inputs) if taps > 1 else IntImm("int32", 0))
             channel.set(position.get() - tap.get() * g.inputs)
             mark(tap.get() + 1)
             offset = channel.get() * channel_step
             if taps > 1:
-                kw = _register("kw", "int32")
+                kw = register("kw", "int32")
                 kw.set(T.truncdiv(tap.get(), g.kernel[0]))
                 kh = tap.get() - kw.get() * g.kernel[0]
                 offset = offset + kh * (g.dilation[0] * row_step)
@@ -442,12 +310,12 @@ class _Kernel:
             T.buffer_store(offsets, offset, [length.get()])
             T.buffer_store(values, weight.get(), [length.get()])
             # A filler entry is written too, and overwritten by the next one.
-            length.set(length.get() + _int(weight.get() != FloatImm("float32", 0.0)))
+            length.set(length.get() + as_int(weight.get() != FloatImm("float32", 0.0)))
         mark(IntImm("int32", taps + 1))
         base = self._first_input(o) * channel_step
 
         def terms(row: Expr, column: Expr, rows: _Range, window: _Window) -> _TermIterator:
-            origin = _register("origin", "int32")
+            origin = register("origin", "int32")
             origin.set(
                 base
                 + (row * g.strides[0] - g.padding[0]) * row_step
@@ -464,15 +332,15 @@ class _Kernel:
                 window = [((window[0][0][0], window[-1][0][1]), window[0][1])]
             for columns, pixels in window:
                 with _columns(columns) as kw:
-                    begin, end = _register("begin", "int32"), _register("end", "int32")
+                    begin, end = register("begin", "int32"), register("end", "int32")
                     begin.set(starts[kw * height + rows[0]])
                     end.set(starts[kw * height + rows[1]])
-                    with _loop("e", 0, end.get() - begin.get()) as e:
-                        weight, place = _register("weight"), _register("place", "int32")
+                    with loop("e", 0, end.get() - begin.get()) as e:
+                        weight, place = register("weight"), register("place", "int32")
                         weight.set(values[begin.get() + e])
                         place.set(origin.get() + offsets[begin.get() + e])
 
-                        def pixel(t: int, place: _Register = place) -> Expr:
+                        def pixel(t: int, place: Register = place) -> Expr:
                             return self._flat(place.get() + t * g.strides[1] * column_step)
 
                         yield weight, pixel, pixels
@@ -500,7 +368,7 @@ _Range = tuple[Expr, Expr]
 _Window = Sequence[tuple[_Range, Sequence[int]]]
 # The terms of a sum: given an output place, the window's rows inside the input and its columns,
 # they open the loops and give each weight, the input pixel of the tile's t-th output, and which t.
-_TermIterator = Iterator[tuple["_Register", Callable[[int], Expr], Sequence[int]]]
+_TermIterator = Iterator[tuple["Register", Callable[[int], Expr], Sequence[int]]]
 _Terms = Callable[[Expr, Expr, _Range, _Window], _TermIterator]
 
 
@@ -525,7 +393,9 @@ def _cut(g: Geometry) -> list[_Tile]:
     border and are made one by one.
 
     >>> from tvm_compress.targets.mcu.geometry import Geometry
-    >>> row = Geometry(1, False, 1, 1, 3, 8, (1, 40), (1, 40), (1, 3), (1, 1), (1, 1), (0, 1), (), ())
+    >>> sizes = {"in_size": (1, 40), "out_size": (1, 40), "kernel": (1, 3), "padding": (0, 1)}
+    >>> ones = {"strides": (1, 1), "dilation": (1, 1), "in_shape": (), "out_shape": ()}
+    >>> row = Geometry(1, False, 1, 1, 3, 8, **sizes, **ones)
     >>> [(tile.count, tile.start, tile.size) for tile in _cut(row)]
     [(1, 0, 8), (3, 8, 8), (1, 32, 8)]
     """
@@ -539,8 +409,12 @@ def _cut(g: Geometry) -> list[_Tile]:
         pixels = range(min(size, width - start))
         window = []
         for kw in taps:
-            places = [(start + t) * g.strides[1] - g.padding[1] + kw * g.dilation[1] for t in pixels]
-            inside = [t for t, place in zip(pixels, places, strict=True) if 0 <= place < g.in_size[1]]
+            places = [
+                (start + t) * g.strides[1] - g.padding[1] + kw * g.dilation[1] for t in pixels
+            ]
+            inside = [
+                t for t, place in zip(pixels, places, strict=True) if 0 <= place < g.in_size[1]
+            ]
             if inside:
                 window.append(((kw, kw + 1), tuple(inside)))
         tile = _Tile(1, start, len(pixels), tuple(window))
@@ -564,48 +438,5 @@ def _columns(columns: _Range) -> Iterator[Expr]:
     if isinstance(columns[0], int) and columns[1] == columns[0] + 1:
         yield columns[0]
     else:
-        with _loop("kw", *columns) as kw:
+        with loop("kw", *columns) as kw:
             yield kw
-
-
-class _Register:
-    """A local scalar; C compilers keep it in a register."""
-
-    def __init__(self, buffer: Expr) -> None:
-        self._buffer = buffer
-
-    def get(self) -> Expr:
-        return self._buffer[0]
-
-    def set(self, value: Expr) -> None:
-        T.buffer_store(self._buffer, value, [0])
-
-
-def _register(name: str, dtype: str = "float32", start: float | None = None) -> _Register:
-    """Make a local scalar, undefined without ``start``."""
-    buffer = T.alloc_buffer((1,), dtype)
-    IRBuilder.name(name, buffer)
-    register = _Register(buffer)
-    if start is not None:
-        make = FloatImm if dtype == "float32" else IntImm
-        register.set(make(dtype, start))
-    return register
-
-
-def _buffer(name: str, size: int, dtype: str) -> Expr:
-    """Make a local array; a large one becomes scratch memory in the arena."""
-    buffer = T.alloc_buffer((size,), dtype)
-    IRBuilder.name(name, buffer)
-    return buffer
-
-
-def _registers(name: str, count: int) -> list[_Register]:
-    """Make sums of 0.0."""
-    return [_register(f"{name}{i}", start=0.0) for i in range(count)]
-
-
-@contextmanager
-def _loop(name: str, low: Expr, high: Expr) -> Iterator[Expr]:
-    with T.serial(low, high) as index:
-        IRBuilder.name(name, index)
-        yield index

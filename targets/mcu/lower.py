@@ -19,16 +19,15 @@ from tvm import relax, te
 from tvm.tirx import FloatImm
 
 from tvm_compress import edge, ir
-from tvm_compress.ops import CODEBOOK
 from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
+from tvm_compress.ops import CODEBOOK
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
-from tvm_compress.targets.mcu.kernels import (
+from tvm_compress.targets.mcu.kernels import Epilogue, build_kernel
+from tvm_compress.targets.mcu.weights import (
     Dense,
-    Epilogue,
     PackedCodes,
     PackedGaps,
     Source,
-    build_kernel,
     stream_order,
 )
 
@@ -164,9 +163,7 @@ class _FuseLayers(ir.Rewriter):
         geometry = group.geometry
         parameter = self._named[edge.var_name(group.weight)]
         source = choose_layout(parameter, geometry)
-        extra = [
-            arg for call, index in group.tail for i, arg in enumerate(call.args) if i != index
-        ]
+        extra = [arg for call, index in group.tail for i, arg in enumerate(call.args) if i != index]
         extra = [arg for arg in extra if edge.is_tensor(arg) and not _scalar(arg)]
         shapes = tuple((edge.static_shape(arg) or (), edge.dtype_of(arg)) for arg in extra)
         epilogue = Epilogue(_compose(group.tail), shapes)
@@ -206,9 +203,7 @@ def _compose(tail: Sequence[tuple[Any, int]]) -> Callable[[Expr, Sequence[Expr]]
                 total = tvm.tirx.min(tvm.tirx.max(total, low), high)
             elif name == "nn.leakyrelu":
                 alpha = FloatImm("float32", float(call.attrs.alpha))
-                total = tvm.tirx.Select(
-                    total > FloatImm("float32", 0.0), total, total * alpha
-                )
+                total = tvm.tirx.Select(total > FloatImm("float32", 0.0), total, total * alpha)
             else:
                 args = []
                 for i, arg in enumerate(call.args):
@@ -224,9 +219,7 @@ def _compose(tail: Sequence[tuple[Any, int]]) -> Callable[[Expr, Sequence[Expr]]
     return apply
 
 
-def _find_groups(
-    mod: tvm.IRModule, named: dict[str, ir.Parameter]
-) -> dict[str, _Group]:
+def _find_groups(mod: tvm.IRModule, named: dict[str, ir.Parameter]) -> dict[str, _Group]:
     """Find the groups, by the name of the variable that holds each group's result."""
     function = ir.main_function(mod)
     uses = edge.use_counts(function)

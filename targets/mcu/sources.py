@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_compress.errors import OptionError
+from tvm_compress.targets.mcu.c_types import C_TYPES
 from tvm_compress.targets.mcu.firmware import Layer, ModelSources
 from tvm_compress.targets.mcu.program import ARENA_ALIGNMENT, Program, Step, Storage
 from tvm_compress.tensors import TensorSpec
@@ -18,22 +19,44 @@ __all__ = ["ABI_VERSION", "check_name", "write_sources"]
 # Goes up when the generated interface changes in a way that a caller must know.
 ABI_VERSION = 1
 
-_C_TYPES = {
-    "float32": "float",
-    "float64": "double",
-    "int8": "int8_t",
-    "uint8": "uint8_t",
-    "int16": "int16_t",
-    "uint16": "uint16_t",
-    "int32": "int32_t",
-    "uint32": "uint32_t",
-    "int64": "int64_t",
-    "bool": "uint8_t",
-}
 _KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if "
-    "inline int long register restrict return short signed sizeof static struct switch typedef "
-    "union unsigned void volatile while main".split()
+    [
+        "auto",
+        "break",
+        "case",
+        "char",
+        "const",
+        "continue",
+        "default",
+        "do",
+        "double",
+        "else",
+        "enum",
+        "extern",
+        "float",
+        "for",
+        "goto",
+        "if",
+        "inline",
+        "int",
+        "long",
+        "register",
+        "restrict",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "typedef",
+        "union",
+        "unsigned",
+        "void",
+        "volatile",
+        "while",
+        "main",
+    ]
 )
 _LINE = 12
 
@@ -93,7 +116,7 @@ def _name_constants(program: Program, name: str) -> None:
 
 
 def _arguments(specs: tuple[TensorSpec, ...], *, const: bool) -> list[str]:
-    return [f"{'const ' if const else ''}{_C_TYPES[spec.dtype]} *{spec.name}" for spec in specs]
+    return [f"{'const ' if const else ''}{C_TYPES[spec.dtype]} *{spec.name}" for spec in specs]
 
 
 def _prototype(program: Program, name: str) -> str:
@@ -248,7 +271,7 @@ def _is_used(program: Program, storage: Storage) -> bool:
 
 def _array(storage: Storage) -> str:
     assert storage.value is not None
-    ctype = _C_TYPES[storage.dtype]
+    ctype = C_TYPES[storage.dtype]
     texts = _literals(storage.value)
     rows = [", ".join(texts[i : i + _LINE]) for i in range(0, len(texts), _LINE)]
     body = ",\n    ".join(rows) or "0"

@@ -1,4 +1,4 @@
-"""The target ``c``: plain C99 for a microcontroller, or for this machine where no board is named."""
+"""The target ``c``: plain C99 for a microcontroller, or for this machine without a board."""
 
 from __future__ import annotations
 
@@ -43,16 +43,18 @@ def generate(mod: tvm.IRModule, name: str) -> ModelSources:
 
 @dataclass(frozen=True)
 class CTarget(Target):
-    """Plain C99 without heap or runtime; see :func:`tvm_compress.build`.
-
-    ``toolchain`` is ``zig`` or ``gnu``; without it the first that is installed.
-    """
+    """Plain C99 without heap or runtime; see :func:`tvm_compress.build`."""
 
     name: ClassVar[str] = "c"
-    toolchain: Any = None
 
     def build(
-        self, mod: tvm.IRModule, *, name: str, board: str | Path | None, out_dir: Path | None
+        self,
+        mod: tvm.IRModule,
+        *,
+        name: str,
+        board: str | Path | None,
+        out_dir: Path | None,
+        toolchain: str | None = None,
     ) -> Artifact:
         """Write the sources, and link the firmware where a board is given."""
         chosen = None if board is None else get_board(board)
@@ -63,7 +65,7 @@ class CTarget(Target):
             out_dir = Path(scratch.name)
         if chosen is None:
             return HostArtifact(sources, _write(sources, out_dir), scratch)
-        firmware = link_firmware(sources, chosen, out_dir, find_toolchain(self.toolchain))
+        firmware = link_firmware(sources, chosen, out_dir, find_toolchain(toolchain))
         return FirmwareArtifact(firmware, _write(sources, out_dir), scratch)
 
 
@@ -95,12 +97,12 @@ class FirmwareArtifact(Artifact):
         size = self.firmware.size
         return Size(asdict(size.flash), asdict(size.ram))
 
-    def run(self, inputs: Inputs, engine: Any = None) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Inputs, *, engine: str | None = None) -> dict[str, NDArray[Any]]:
         """Run on the emulator ``engine`` (``unicorn``, ``qemu``); see :meth:`Artifact.run`."""
         samples = check_samples(self.firmware.model.inputs, inputs)
         return join_samples(self.firmware.run(samples, engine))
 
-    def profile(self, inputs: Inputs, engine: Any = None) -> Profile:
+    def profile(self, inputs: Inputs, *, engine: str | None = None) -> Profile:
         """Count instructions on the emulator ``engine``; see :meth:`Artifact.profile`."""
         samples = check_samples(self.firmware.model.inputs, inputs)
         return self.firmware.profile(samples, engine)
@@ -120,8 +122,9 @@ class HostArtifact(Artifact):
         """The C sources."""
         return dict(self.sources)
 
-    def run(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Inputs, *, engine: str | None = None) -> dict[str, NDArray[Any]]:
         """Compile at the first call and run; see :meth:`Artifact.run`."""
+        self._no_engine(engine)
         samples = check_samples(self.model.inputs, inputs)
         count = len(next(iter(samples.values())))
         results = [self._run_one({n: v[i] for n, v in samples.items()}) for i in range(count)]

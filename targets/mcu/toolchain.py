@@ -229,7 +229,7 @@ def _available(name: ToolchainName) -> bool:
     return shutil.which("arm-none-eabi-gcc") is not None
 
 
-def find_toolchain(preferred: ToolchainName | None = None) -> Toolchain:
+def find_toolchain(preferred: str | None = None) -> Toolchain:
     """The toolchain of that name; without a name zig where it is installed, else GNU.
 
     Raises:
@@ -237,10 +237,6 @@ def find_toolchain(preferred: ToolchainName | None = None) -> Toolchain:
         MissingToolError: it is not installed; the message says how to get it.
     """
     toolchains: dict[str, Toolchain] = {"zig": ZigToolchain(), "gnu": GnuToolchain()}
-    if preferred is not None and preferred not in toolchains:
-        raise OptionError(
-            f"The toolchain {preferred!r} is not known. Choose one of {', '.join(toolchains)}."
-        )
     if preferred is None:
         for toolchain in toolchains.values():
             if _available(toolchain.name):
@@ -249,11 +245,16 @@ def find_toolchain(preferred: ToolchainName | None = None) -> Toolchain:
             "No compiler for microcontrollers is installed; zig or arm-none-eabi-gcc is needed. "
             f"{_INSTALL_ZIG}."
         )
-    if not _available(preferred):
-        what = {"zig": "The compiler zig", "gnu": "The compiler arm-none-eabi-gcc"}[preferred]
-        how = {"zig": _INSTALL_ZIG, "gnu": _INSTALL_GNU}[preferred]
+    if preferred not in toolchains:
+        raise OptionError(
+            f"The toolchain {preferred!r} is not known. Choose one of {', '.join(toolchains)}."
+        )
+    chosen = toolchains[preferred]
+    if not _available(chosen.name):
+        what = {"zig": "The compiler zig", "gnu": "The compiler arm-none-eabi-gcc"}[chosen.name]
+        how = {"zig": _INSTALL_ZIG, "gnu": _INSTALL_GNU}[chosen.name]
         raise MissingToolError(f"{what} is not installed. {how}.")
-    return toolchains[preferred]
+    return chosen
 
 
 def _cache_folder() -> Path:

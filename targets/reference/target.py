@@ -29,8 +29,9 @@ class ReferenceArtifact(Artifact):
         """The module as JSON, where a folder was given."""
         return {} if self.path is None else {self.path.name: self.path}
 
-    def run(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Inputs, *, engine: str | None = None) -> dict[str, NDArray[Any]]:
         """Run the module; see :meth:`Artifact.run`."""
+        self._no_engine(engine)
         return run(self.mod, inputs)
 
 
@@ -41,20 +42,27 @@ class ReferenceTarget(Target):
     name: ClassVar[str] = "reference"
 
     def build(
-        self, mod: tvm.IRModule, *, name: str, board: str | Path | None, out_dir: Path | None
+        self,
+        mod: tvm.IRModule,
+        *,
+        name: str,
+        board: str | Path | None,
+        out_dir: Path | None,
+        toolchain: str | None = None,
     ) -> ReferenceArtifact:
         """Keep the module; write it as JSON where a folder is given.
 
         Raises:
-            OptionError: a board was given.
+            OptionError: a board or a toolchain was given.
         """
         from tvm_compress.pipeline import save
 
-        if board is not None:
-            raise OptionError(
-                f"The target reference takes no board, and {board} was given; leave it out or "
-                "choose the target c."
-            )
+        for what, given in (("board", board), ("toolchain", toolchain)):
+            if given is not None:
+                raise OptionError(
+                    f"The target reference takes no {what}, and {given} was given; leave it out "
+                    "or choose the target c."
+                )
         path = None
         if out_dir is not None:
             out_dir.mkdir(parents=True, exist_ok=True)

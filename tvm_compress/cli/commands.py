@@ -51,6 +51,13 @@ _Board = Annotated[
     ),
 ]
 
+_Toolchain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", show_default=False, help="zig or gnu; the first installed by default."
+    ),
+]
+
 
 def main() -> None:
     """Run the command line of this process and exit."""
@@ -260,6 +267,7 @@ def build(
     target: Annotated[str, typer.Option(metavar="TARGET", help="What to build for.")] = "c",
     board: _Board = None,
     name: Annotated[str, typer.Option(help="Prefix of every symbol and file name.")] = "model",
+    toolchain: _Toolchain = None,
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
