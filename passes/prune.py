@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tvm_compress import edge, ir
 from tvm_compress.errors import OptionError, PassError
 from tvm_compress.passes.base import Pass
+from tvm_compress.passes.canonicalize import Canonicalize
 
 __all__ = ["Prune", "check_weight", "keep_largest", "option_by_layer"]
 
@@ -66,6 +67,8 @@ class Prune(Pass):
 
     def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Give the module with pruned weights."""
+        # A stock pass in front may have put the constants back into the calls, where none has a name.
+        mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
         wanted = option_by_layer(self.name, weights, self.layers)
         dense = {name: check_weight(self.name, w) for name, w in weights.items()}

@@ -26,6 +26,7 @@ from tvm_compress import clustering, edge, ir
 from tvm_compress.errors import OptionError, PassError
 from tvm_compress.ops import codebook
 from tvm_compress.passes.base import Pass
+from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.passes.prune import check_weight, option_by_layer
 
 __all__ = ["ShareWeights"]
@@ -71,6 +72,8 @@ class ShareWeights(Pass):
 
     def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Give the module with shared weights."""
+        # A stock pass in front may have put the constants back into the calls, where none has a name.
+        mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
         bits = option_by_layer(self.name, weights, self.layers)
         dense = {name: check_weight(self.name, weight) for name, weight in weights.items()}

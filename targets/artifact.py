@@ -53,7 +53,8 @@ class Size:
     """Bytes that an artifact takes on its machine, in all and by parts that sum to the totals.
 
     ``flash`` has code, weights and constants; ``ram`` has arena, inputs, outputs, static and
-    stack (the deepest stack, measured by painting).
+    stack (the deepest stack, measured by painting; what the board keeps for it where it has no
+    emulator).
     """
 
     flash: Mapping[str, int]

@@ -41,6 +41,7 @@ def build(
         UnsupportedError: an operator that the target has no form for.
         BudgetError: the network does not fit the board; says by how much and why.
         MissingToolError: no compiler or emulator is installed.
+        CompressError: the compiler refused the sources, or the firmware did not run.
     """
     chosen = get_target(target)
     place = None if out_dir is None else Path(out_dir)

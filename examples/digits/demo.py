@@ -89,6 +89,9 @@ def stages(digits: DigitsSplit, *, trained: bool) -> list[Row]:
     if not trained:
         say("torch is not installed: the fine-tuned rows are left out (extra: train)")
     else:
+        import torch
+
+        torch.set_num_threads(1)  # a network this small only waits for a second thread
         plans.append(("fine-tuned", FINE_TUNED, (digits.train_images, digits.train_labels)))
     for plan, recipe, train in plans:
         stage = mod

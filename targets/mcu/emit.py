@@ -6,8 +6,8 @@ into the packed calling convention; there each buffer becomes a plain pointer in
 
 from __future__ import annotations
 
+import math
 import re
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from tvm_compress import edge
 from tvm_compress.errors import UnsupportedError
 from tvm_compress.targets.mcu.kernels import OPAQUE
 
-__all__ = ["CFunction", "emit_function"]
+__all__ = ["CFunction", "emit_function", "float_literal"]
 
 # An intermediate array of a loop nest larger than this moves from the stack into the arena.
 _STACK_BYTES = 128
-_FLOAT_CALL = "tc_float_bits"
+_FLOAT_CALL = "tc_float_literal_"
+_LOCAL = re.compile(r"^ +\w+ (\w+)\[\d+\];\n", re.M)
 _DEFINITION = re.compile(r"TVM_DLL void (\w+)\(([^)]*)\) \{\n(.*?)^\}\n", re.M | re.S)
 
 
@@ -67,7 +68,7 @@ def emit_function(function: tirx.PrimFunc, outputs: int) -> tuple[CFunction, tup
     parameters = [p.strip() for p in match[2].split(",")]
     inputs = len(parameters) - outputs - len(workspaces)
     declared = [_declare(p, constant=i < inputs) for i, p in enumerate(parameters)]
-    body = re.sub(rf"{_FLOAT_CALL}\((-?\d+)\)", _float_text, match[3])
+    body = _without_unused(re.sub(rf"{_FLOAT_CALL}([0-9a-f]+)\(\)", _float_text, match[3]))
     return CFunction(tuple(declared), _unused(body, declared) + body), workspaces
 
 
@@ -91,8 +92,7 @@ def _passes(function: tirx.PrimFunc) -> list[Any]:
         s_tir.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
-        # No tensor here has 2**31 elements, whatever the bounds of data-dependent loops look like.
-        tirx.transform.ForceNarrowIndexToInt32(),
+        _narrow_indices(function),
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(False),
         tirx.transform.StorageRewrite(),
@@ -104,6 +104,20 @@ def _passes(function: tirx.PrimFunc) -> list[Any]:
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.CommonSubexprElim(),
     ]
+
+
+def _narrow_indices(function: tirx.PrimFunc) -> Any:
+    dtypes = [edge.dtype_of_buffer(param.ty) for param in function.params]
+
+    def visit(block: Any) -> None:
+        dtypes.extend(edge.dtype_of_buffer(buffer.ty) for buffer in block.alloc_buffers)
+
+    tvm_ffi.structural_walk(function.body, [(s_tir.SBlock, visit)])
+    if "int64" in dtypes:
+        # The forced pass would make its elements int32 too; this one narrows what it can prove.
+        return tirx.transform.NarrowDataType(32)
+    # No tensor here has 2**31 elements, whatever the bounds of data-dependent loops look like.
+    return tirx.transform.ForceNarrowIndexToInt32()
 
 
 def _inlined(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -170,26 +184,63 @@ def _pointer(name: str, ty: Any) -> Any:
 
 
 def _exact_float(value: Any) -> Any:
-    """The generator prints seven digits, which a float32 does not survive; carry the bits."""
+    """The generator prints seven digits; carry a number that needs more in a function's name."""
+    dtype = edge.dtype_of_prim(value)
     number = float(value.value)
-    if edge.dtype_of_prim(value) != "float32" or float(f"{number:.6e}") == number:
+    if dtype not in ("float32", "float64") or _prints_exactly(number):
         return value
-    bits = struct.unpack("<i", struct.pack("<f", number))[0]
-    return tirx.call_pure_extern("float32", _FLOAT_CALL, tirx.IntImm("int32", bits))
+    with np.errstate(over="ignore"):
+        carried = np.dtype(dtype).type(number).tobytes().hex()
+    return tirx.call_pure_extern(dtype, _FLOAT_CALL + carried)
 
 
 def _float_text(match: re.Match[str]) -> str:
-    number = struct.unpack("<f", struct.pack("<i", int(match[1])))[0]
-    if not np.isfinite(number):
-        return "NAN" if np.isnan(number) else "(-INFINITY)" if number < 0 else "INFINITY"
-    text = f"{number:.9g}"
-    text = text if any(c in text for c in ".e") else f"{text}.0"
-    return f"({text}f)" if number < 0 else f"{text}f"
+    dtype = "float32" if len(match[1]) == 8 else "float64"
+    number = float(np.frombuffer(bytes.fromhex(match[1]), dtype)[0])
+    literal = float_literal(number, dtype)
+    return f"({literal})" if number < 0 else literal
+
+
+def _prints_exactly(number: float) -> bool:
+    return math.isfinite(number) and float(f"{number:.6e}") == number
+
+
+def float_literal(number: float, dtype: str) -> str:
+    """Write a float32 or float64 so that C reads the same number.
+
+    >>> float_literal(0.1, "float32"), float_literal(2.0, "float64"), float_literal(-1e39, "float32")
+    ('0.100000001f', '2.0', '-INFINITY')
+    """
+    with np.errstate(over="ignore"):
+        number = float(np.dtype(dtype).type(number))
+    if math.isnan(number):
+        return "NAN"
+    if math.isinf(number):
+        return "-INFINITY" if number < 0 else "INFINITY"
+    digits, suffix = (9, "f") if dtype == "float32" else (17, "")
+    text = f"{number:.{digits}g}"
+    return (text if any(c in text for c in ".e") else f"{text}.0") + suffix
 
 
 def _declare(parameter: str, *, constant: bool) -> str:
     ctype, name = re.fullmatch(r"(.*\*)\s*(?:__restrict__ )?(\w+)", parameter).groups()  # type: ignore[union-attr]
     return f"{'const ' if constant else ''}{ctype}restrict {name}"
+
+
+def _without_unused(body: str) -> str:
+    """Leave nothing of local arrays whose uses were simplified away that a compiler warns of."""
+    lines = body.split("\n")
+
+    def keep(match: re.Match[str]) -> str:
+        name = re.compile(rf"\b{match[1]}\b")
+        uses = [line for line in lines if name.search(line)][1:]
+        if not uses:
+            return ""
+        stored = [line.lstrip().startswith(f"{match[1]}[") for line in uses]
+        read = not all(stored) or any(len(name.findall(line)) > 1 for line in uses)
+        return match[0] if read else f"{match[0]}  (void){match[1]};\n"
+
+    return _LOCAL.sub(keep, body)
 
 
 def _unused(body: str, declared: list[str]) -> str:

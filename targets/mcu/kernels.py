@@ -112,7 +112,7 @@ class _Kernel:
         g = self.g
         tiles = _cut(g)
         # With one tile a channel there is nothing to share, and no scratch is needed.
-        once = g.kernel == (1, 1) and g.out_size[0] == 1 and sum(t.count for t in tiles) == 1
+        once = g.pointwise and g.out_size[0] == 1 and sum(t.count for t in tiles) == 1
         with loop("o", 0, g.outputs) as o:
             terms = self._inline(o) if once else self._prepare(o)
             with loop("row", 0, g.out_size[0]) as row:
@@ -178,8 +178,10 @@ class _Kernel:
         if pad == 0 and (g.out_size[axis] - 1) * step + reach < size:
             return 0, taps
         origin = place * step - pad
-        low = T.max(0, (0 - origin + dilation - 1) // dilation) if pad else 0
-        high = T.min(taps, (size - 1 - origin) // dilation + 1)
+        # ceil(-origin / dilation) and ceil((size - origin) / dilation). A numerator that falls with
+        # the place would be right too, but TVM's simplifier divides it by a negative number wrongly.
+        low = T.max(0, 0 - origin // dilation) if pad else 0
+        high = T.min(taps, 0 - (origin - size) // dilation)
         # Where the padding is wider than the window, some places see no tap at all.
         if pad > reach:
             low = T.min(taps, low)
@@ -324,7 +326,7 @@ class _Kernel:
             # Where no row is ever clipped and all columns see the same pixels, the list is whole.
             height = g.kernel[0]
             whole = rows == (0, height) and len({tuple(pixels) for _, pixels in window}) == 1
-            if whole and len(window) == g.kernel[1]:
+            if whole and len(window) == g.kernel[1] and window[0][0] == (0, 1):
                 window = [((0, 1), window[0][1])]
                 height = taps
                 rows = (0, taps)

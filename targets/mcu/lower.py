@@ -151,7 +151,8 @@ class _FuseLayers(ir.Rewriter):
             else:
                 args.append(parameter(arg) if isinstance(arg, relax.Var) else arg)
         function = edge.primitive(params, bound, edge.with_args(call, args))
-        return tvm.ir.Call(self._kernels.add_func(function, "gathered"), passed)
+        name = (edge.op_name(call) or "call").rsplit(".", 1)[-1]
+        return tvm.ir.Call(self._kernels.add_func(function, f"{name}_shared"), passed)
 
     def run(self) -> tvm.IRModule:
         mod = super().run()
@@ -265,30 +266,33 @@ _BYTE_ENTRY_COST = 1.10
 
 
 def choose_layout(parameter: ir.Parameter, geometry: Geometry) -> Source:
-    """Choose the packed layout of a weight that takes the fewest bytes of flash."""
+    """Choose the packed layout of a weight that takes the fewest bytes of flash.
+
+    Entries of ``gap_codes`` are widened to whole bytes where that costs little more.
+    """
 
     def rows(array: NDArray[Any]) -> NDArray[Any]:
         matrix = array.T if geometry.rank == 0 else array.reshape(array.shape[0], -1)
         return np.ascontiguousarray(matrix)
 
     candidates: list[tuple[int, Source]] = []
+    dense = rows(parameter.value)
     if parameter.codes is not None and parameter.centroids is not None:
         codes = rows(parameter.codes)
         bits = max(1, int(codes.max(initial=0)).bit_length())
         centroids = parameter.centroids[: 1 << bits]
         packed = DenseCodes.pack(codes, bits)
-        candidates.append((packed.nbytes, PackedCodes(packed, centroids)))
+        candidates.append((packed.nbytes + centroids.nbytes, PackedCodes(packed, centroids)))
         if parameter.centroids[0] == 0 and (codes == 0).any():
             gaps = _pack_gaps(stream_order(codes, geometry), bits)
-            candidates.append((gaps.nbytes, PackedGaps(gaps, centroids)))
-    else:
-        dense = rows(parameter.value)
-        candidates.append((dense.nbytes, Dense(dense)))
-        if (dense == 0).any():
-            ordered = stream_order(dense, geometry)
-            gaps = GapCodes.pack_values(ordered, best_gap_bits(ordered, 0))
-            values = gaps.values if gaps.values is not None else dense[:0]
-            candidates.append((gaps.nbytes, PackedGaps(gaps, values)))
+            candidates.append((gaps.nbytes + centroids.nbytes, PackedGaps(gaps, centroids)))
+    elif (dense == 0).any():
+        ordered = stream_order(dense, geometry)
+        gaps = GapCodes.pack_values(ordered, best_gap_bits(ordered, 0))
+        values = gaps.values if gaps.values is not None else dense[:0]
+        candidates.append((gaps.nbytes, PackedGaps(gaps, values)))
+    # A weight of few elements is smaller than its centroids.
+    candidates.append((dense.nbytes, Dense(dense)))
     return min(candidates, key=lambda candidate: candidate[0])[1]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import OptionError
 from tvm_compress.targets.mcu.c_types import C_TYPES
+from tvm_compress.targets.mcu.emit import float_literal
 from tvm_compress.targets.mcu.firmware import Layer, ModelSources
 from tvm_compress.targets.mcu.program import ARENA_ALIGNMENT, Program, Step, Storage
 from tvm_compress.tensors import TensorSpec
@@ -58,19 +59,32 @@ _KEYWORDS = frozenset(
         "main",
     ]
 )
+# A generated <name>.h or <name>.c would take the place of a file that is included or linked.
+_FILES_TAKEN = frozenset(
+    "assert complex ctype errno features fenv float inttypes iso646 limits locale math memory "
+    "setjmp signal stdarg stdbool stddef stdint stdio stdlib string strings tgmath time wchar "
+    "wctype libm".split()
+)
+# The firmware's start-up code and harness; their instructions are told from the model's by these.
+_PREFIXES_TAKEN = ("harness_", "semihost_", "startup_", "main")
 _LINE = 12
 
 
 def check_name(name: str) -> str:
-    """Give the name if it can prefix C symbols.
+    """Give the name if it can prefix C symbols and file names.
 
     Raises:
-        OptionError: it is not a C identifier.
+        OptionError: it is not a C identifier, or it belongs to C or to the firmware's harness.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         raise OptionError(
             f"The name {name!r} cannot prefix C symbols; expected letters, digits and "
             "underscores, a letter first, and no keyword of C."
+        )
+    if name.lower() in _FILES_TAKEN or f"{name}_".startswith(_PREFIXES_TAKEN):
+        raise OptionError(
+            f"The name {name!r} belongs to C's own headers or to the firmware's start-up code and "
+            "harness; expected a name of your own, such as my_model."
         )
     return name
 
@@ -115,8 +129,16 @@ def _name_constants(program: Program, name: str) -> None:
         storage.name = f"{name}_{group}_{owners.get(id(storage), 'unused')}"
 
 
+def _parameter(tensor: str, *, const: bool) -> str:
+    """Name a C parameter; with the prefix no tensor's name is a keyword, a type or a macro."""
+    return f"{'in' if const else 'out'}_{tensor}"
+
+
 def _arguments(specs: tuple[TensorSpec, ...], *, const: bool) -> list[str]:
-    return [f"{'const ' if const else ''}{C_TYPES[spec.dtype]} *{spec.name}" for spec in specs]
+    qualifier = "const " if const else ""
+    return [
+        f"{qualifier}{C_TYPES[spec.dtype]} *{_parameter(spec.name, const=const)}" for spec in specs
+    ]
 
 
 def _prototype(program: Program, name: str) -> str:
@@ -207,9 +229,12 @@ def _run(program: Program, name: str) -> str:
     offsets = program.plan.offsets
 
     def place(storage: Storage) -> str:
-        return storage.name if storage.place != "arena" else f"base + {offsets[storage.name]}"
+        if storage.place == "arena":
+            return f"base + {offsets[storage.name]}"
+        return _parameter(storage.name, const=storage.place == "input")
 
-    pointers = [spec.name for spec in (*program.inputs, *program.outputs)]
+    pointers = [_parameter(spec.name, const=True) for spec in program.inputs]
+    pointers += [_parameter(spec.name, const=False) for spec in program.outputs]
     lines = [
         f'#include "{name}.h"',
         "",
@@ -282,8 +307,7 @@ def _array(storage: Storage) -> str:
 def _literals(value: NDArray[Any]) -> list[str]:
     """Write numbers so that they are read back exactly."""
     if value.dtype.kind == "f":
-        suffix, digits = ("f", 9) if value.dtype == np.float32 else ("", 17)
-        return [_float_literal(float(v), digits, suffix) for v in value]
+        return [float_literal(float(v), str(value.dtype)) for v in value]
     if value.dtype.kind == "b":
         return [str(int(v)) for v in value]
     if value.dtype == np.int64:
@@ -291,12 +315,3 @@ def _literals(value: NDArray[Any]) -> list[str]:
     if value.dtype == np.int32:
         return [str(v) if v > -(2**31) else "INT32_MIN" for v in value.tolist()]
     return [str(v) for v in value.tolist()]
-
-
-def _float_literal(number: float, digits: int, suffix: str) -> str:
-    if number != number:
-        return "NAN"
-    if number in (float("inf"), float("-inf")):
-        return "-INFINITY" if number < 0 else "INFINITY"
-    text = f"{number:.{digits}g}"
-    return (text if any(c in text for c in ".e") else f"{text}.0") + suffix

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from tvm_compress.errors import CompressError
+from tvm_compress.errors import CompressError, OptionError
 from tvm_compress.files import write_whole
 from tvm_compress.targets.artifact import Artifact, Inputs, Size, Target
 from tvm_compress.targets.mcu.boards import get_board
@@ -64,6 +64,11 @@ class CTarget(Target):
             scratch = tempfile.TemporaryDirectory(prefix="tvm-compress-")
             out_dir = Path(scratch.name)
         if chosen is None:
+            if toolchain is not None:
+                raise OptionError(
+                    f"The toolchain {toolchain} compiles for boards, and no board was given; name "
+                    "a board or leave the toolchain out."
+                )
             return HostArtifact(sources, _write(sources, out_dir), scratch)
         firmware = link_firmware(sources, chosen, out_dir, find_toolchain(toolchain))
         return FirmwareArtifact(firmware, _write(sources, out_dir), scratch)
