@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tvm
 
+from tvm_compress.errors import OptionError
 from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.targets import get_target
 from tvm_compress.targets.artifact import Artifact
@@ -44,8 +45,19 @@ def build(
         CompressError: the compiler refused the sources, or the firmware did not run.
     """
     chosen = get_target(target)
-    place = None if out_dir is None else Path(out_dir)
+    place = None if out_dir is None else _folder(Path(out_dir))
     where = None if board is None else str(board)
     return chosen.build(
         Canonicalize()(mod), name=name, board=where, out_dir=place, toolchain=toolchain
     )
+
+
+def _folder(path: Path) -> Path:
+    """Give the path if it is a folder or can be made one."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise OptionError(
+            f"{existing} is a file; expected a folder for the files of the build. Name another "
+            "one, or leave it out to build in a temporary folder."
+        )
+    return path

@@ -146,7 +146,8 @@ def check_samples(
             raise DataError(f"The inputs hold different numbers of samples ({told}).")
         return {name: value[None] for name, value in check_inputs(specs, arrays).items()}
     samples = numbers.pop()
-    firsts = {name: value[:1] for name, value in arrays.items()}
+    # An array of no axes is not of this network, and has no first sample.
+    firsts = {name: value[:1] if value.ndim else value for name, value in arrays.items()}
     check_inputs(specs, firsts)
     return {
         spec.name: np.ascontiguousarray(arrays[spec.name]).reshape(samples, *spec.shape)
@@ -155,8 +156,13 @@ def check_samples(
 
 
 def join_samples(stacked: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Join outputs of shape ``(N, batch, ...)`` to ``(N * batch, ...)``."""
+    """Join outputs of shape ``(N, batch, ...)`` to ``(N * batch, ...)``; the reverse of the above.
+
+    Of one sample the output keeps its own shape; N outputs without axes become ``(N,)``.
+    """
     return {
-        name: value[0] if len(value) == 1 or value.ndim < 2 else value.reshape(-1, *value.shape[2:])
+        name: value.reshape(value.shape[1:])
+        if len(value) == 1
+        else value.reshape(-1, *value.shape[2:])
         for name, value in stacked.items()
     }

@@ -69,6 +69,9 @@ def emit_function(function: tirx.PrimFunc, outputs: int) -> tuple[CFunction, tup
     inputs = len(parameters) - outputs - len(workspaces)
     declared = [_declare(p, constant=i < inputs) for i, p in enumerate(parameters)]
     body = _without_unused(re.sub(rf"{_FLOAT_CALL}([0-9a-f]+)\(\)", _float_text, match[3]))
+    if not _is_kernel(function):
+        # The first step of a reduction's loop sets them, which not every compiler can tell.
+        body = _LOCAL.sub(lambda local: local[0].replace(";", " = {0};"), body)
     return CFunction(tuple(declared), _unused(body, declared) + body), workspaces
 
 
@@ -208,8 +211,8 @@ def _prints_exactly(number: float) -> bool:
 def float_literal(number: float, dtype: str) -> str:
     """Write a float32 or float64 so that C reads the same number.
 
-    >>> float_literal(0.1, "float32"), float_literal(2.0, "float64"), float_literal(-1e39, "float32")
-    ('0.100000001f', '2.0', '-INFINITY')
+    >>> float_literal(0.1, "float32"), float_literal(2.0, "float64")
+    ('0.100000001f', '2.0')
     """
     with np.errstate(over="ignore"):
         number = float(np.dtype(dtype).type(number))

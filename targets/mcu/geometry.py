@@ -64,16 +64,6 @@ class Geometry:
         pixels = (1, prod(self.out_size))
         return Geometry(**{**self.__dict__, "in_size": pixels, "out_size": pixels})
 
-    def interior(self) -> tuple[int, int]:
-        """Give the columns [first, last) whose windows lie wholly inside the input's rows."""
-        width, step, pad = self.in_size[1], self.strides[1], self.padding[1]
-        reach = (self.kernel[1] - 1) * self.dilation[1]
-        first = -(-pad // step)
-        last = (width - 1 - reach + pad) // step + 1
-        last = max(0, min(last, self.out_size[1]))
-        first = min(first, self.out_size[1])
-        return (first, last) if first < last else (0, 0)
-
 
 def geometry_of(call: Any) -> Geometry | None:
     """Give the geometry of a convolution or product with static shapes, else None."""

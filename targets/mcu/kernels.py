@@ -178,8 +178,8 @@ class _Kernel:
         if pad == 0 and (g.out_size[axis] - 1) * step + reach < size:
             return 0, taps
         origin = place * step - pad
-        # ceil(-origin / dilation) and ceil((size - origin) / dilation). A numerator that falls with
-        # the place would be right too, but TVM's simplifier divides it by a negative number wrongly.
+        # ceil(-origin / dilation) and ceil((size - origin) / dilation). Numerators that fall with
+        # the place would be right too, but TVM simplifies (1 - row) // 2 to row // -2.
         low = T.max(0, 0 - origin // dilation) if pad else 0
         high = T.min(taps, 0 - (origin - size) // dilation)
         # Where the padding is wider than the window, some places see no tap at all.

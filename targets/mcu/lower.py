@@ -31,9 +31,13 @@ from tvm_compress.targets.mcu.weights import (
     stream_order,
 )
 
-__all__ = ["LoweredLayer", "choose_layout", "lower"]
+__all__ = ["OUTPUT_NAMES", "LoweredLayer", "choose_layout", "lower"]
 
 Expr = Any
+
+
+# The attribute of the lowered main that names its outputs.
+OUTPUT_NAMES = "tvm_compress.output_names"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,13 @@ def lower(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, LoweredLayer]]:
         # The passes drop `output = value`, and the call takes the output's name.
         if isinstance(binding.value, relax.Var) and edge.var_name(binding.value) in layers:
             layers[edge.var_name(binding.var)] = layers[edge.var_name(binding.value)]
-    return tvm.transform.Sequential(passes)(mod), layers
+    names = [name for name, _ in edge.outputs_of(ir.main_function(mod))[0]]
+    lowered = tvm.transform.Sequential(passes)(mod)
+    # The outputs may be named after inputs now, or two after one result: keep their own names.
+    lowered.update_func(
+        lowered.get_global_var("main"), lowered["main"].with_attr(OUTPUT_NAMES, names)
+    )
+    return lowered, layers
 
 
 class _FuseLayers(ir.Rewriter):

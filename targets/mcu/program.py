@@ -6,7 +6,7 @@ caller, in the arena, or in flash. A reshape gives a second name to the same byt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from tvm import relax, tirx
 
 from tvm_compress import edge, ir
 from tvm_compress.errors import UnsupportedError
+from tvm_compress.targets.mcu.c_types import C_TYPES
 from tvm_compress.targets.mcu.emit import CFunction, emit_function
-from tvm_compress.targets.mcu.lower import LoweredLayer
+from tvm_compress.targets.mcu.lower import OUTPUT_NAMES, LoweredLayer
 from tvm_compress.targets.mcu.memory import Lifetime, MemoryPlan, plan_memory
 from tvm_compress.tensors import TensorSpec, input_specs, output_specs
 
@@ -68,7 +69,7 @@ def make_program(mod: tvm.IRModule, layers: dict[str, LoweredLayer]) -> Program:
     """Make the program of a module that :func:`~tvm_compress.targets.mcu.lower.lower` gave.
 
     Raises:
-        UnsupportedError: a step is not a loop nest.
+        UnsupportedError: a step is not a loop nest, or a tensor's dtype has no type in C99.
     """
     return _Builder(mod, layers).build()
 
@@ -76,7 +77,14 @@ def make_program(mod: tvm.IRModule, layers: dict[str, LoweredLayer]) -> Program:
 class _Builder:
     def __init__(self, mod: tvm.IRModule, layers: dict[str, LoweredLayer]) -> None:
         self.mod, self.layers = mod, layers
-        self.program = Program(input_specs(mod), output_specs(mod))
+        names = (ir.main_function(mod).attrs or {}).get(OUTPUT_NAMES)
+        outputs = output_specs(mod)
+        if names is not None:
+            pairs = zip(outputs, names, strict=True)
+            outputs = tuple(replace(spec, name=str(name)) for spec, name in pairs)
+        self.program = Program(input_specs(mod), outputs)
+        for spec in (*self.program.inputs, *outputs):
+            _check_dtype(spec.name, spec.dtype)
         self.values: dict[Any, Any] = {}  # variable -> Storage, or a tuple of them
         self.emitted: dict[str, tuple[int, tuple[int, ...]]] = {}
         self.flash: dict[tuple[str, bytes, bool], Storage] = {}
@@ -120,6 +128,7 @@ class _Builder:
     def _constant(self, value: NDArray[Any], is_weight: bool) -> Storage:
         key = (str(value.dtype), value.tobytes(), is_weight)
         if key not in self.flash:
+            _check_dtype("A constant", key[0])
             storage = Storage("flash", "", key[0], value.nbytes, value.reshape(-1), is_weight)
             self.flash[key] = storage
             self.program.constants.append(storage)
@@ -128,6 +137,7 @@ class _Builder:
     def _tensor(self, name: str, ty: Any) -> Storage:
         size = int(np.prod(edge.static_shape(ty) or (), dtype=np.int64))
         dtype = edge.dtype_of(ty)
+        _check_dtype(name, dtype)
         return self._arena(name, dtype, size * np.dtype(dtype).itemsize)
 
     def _arena(self, name: str, dtype: str, size_bytes: int) -> Storage:
@@ -195,3 +205,11 @@ class _Builder:
             for storage, (first, last) in spans.items()
         ]
         self.program.plan = plan_memory(lifetimes, alignment=ARENA_ALIGNMENT)
+
+
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype not in C_TYPES:
+        raise UnsupportedError(
+            f"c: {name} is {dtype}, which has no type in C99; expected one of "
+            f"{', '.join(C_TYPES)}: cast the network to float32."
+        )

@@ -61,9 +61,36 @@ _KEYWORDS = frozenset(
 )
 # A generated <name>.h or <name>.c would take the place of a file that is included or linked.
 _FILES_TAKEN = frozenset(
-    "assert complex ctype errno features fenv float inttypes iso646 limits locale math memory "
-    "setjmp signal stdarg stdbool stddef stdint stdio stdlib string strings tgmath time wchar "
-    "wctype libm".split()
+    [
+        "assert",
+        "complex",
+        "ctype",
+        "errno",
+        "features",
+        "fenv",
+        "float",
+        "inttypes",
+        "iso646",
+        "limits",
+        "locale",
+        "math",
+        "memory",
+        "setjmp",
+        "signal",
+        "stdarg",
+        "stdbool",
+        "stddef",
+        "stdint",
+        "stdio",
+        "stdlib",
+        "string",
+        "strings",
+        "tgmath",
+        "time",
+        "wchar",
+        "wctype",
+        "libm",
+    ]
 )
 # The firmware's start-up code and harness; their instructions are told from the model's by these.
 _PREFIXES_TAKEN = ("harness_", "semihost_", "startup_", "main")
@@ -182,7 +209,8 @@ def _header(program: Program, name: str) -> str:
         'extern "C" {',
         "#endif",
         "",
-        "/* Runs the model once. Returns 0, or 1 if a pointer is null or the arena misaligned. */",
+        "/* Runs the model once. Inputs, outputs and the arena must not overlap.",
+        "   Returns 0, or 1 if a pointer is null or the arena misaligned. */",
         f"{_prototype(program, name)};",
         "",
         "#ifdef __cplusplus",

@@ -53,7 +53,7 @@ class ReferenceTarget(Target):
         """Keep the module; write it as JSON where a folder is given.
 
         Raises:
-            OptionError: a board or a toolchain was given.
+            OptionError: a board or a toolchain was given, or the name is no file name.
         """
         from tvm_compress.pipeline import save
 
@@ -63,6 +63,11 @@ class ReferenceTarget(Target):
                     f"The target reference takes no {what}, and {given} was given; leave it out "
                     "or choose the target c."
                 )
+        if not name or Path(name).name != name:
+            raise OptionError(
+                f"The name {name!r} is no file name; expected one without folders, such as "
+                "my_model."
+            )
         path = None
         if out_dir is not None:
             out_dir.mkdir(parents=True, exist_ok=True)

@@ -215,4 +215,3 @@ def test_a_loop_nest_that_has_no_c_form() -> None:
     message = str(caught.value)
     assert message.startswith("TVM's C code generator cannot emit a loop nest: ")
     assert "Expected operators that lower to plain loops and libm calls" in message
-

@@ -64,7 +64,9 @@ class Layer:
 
     def call(self) -> Any:
         channels, size = self.groups * self.inputs, self.size[2 - self.rank :]
-        shape = (self.batch, *size, channels) if self.channels_last else (self.batch, channels, *size)
+        shape = (
+            (self.batch, *size, channels) if self.channels_last else (self.batch, channels, *size)
+        )
         weight = (self.groups * self.outputs, self.inputs, *self.kernel[2 - self.rank :])
         letters = "HW"[2 - self.rank :]
         operator = relax.op.nn.conv2d if self.rank == 2 else relax.op.nn.conv1d
@@ -256,7 +258,14 @@ HARD = {
     "one column of input, strided": Layer(2, (1, 1), (4, 4), (2, 2), (1, 1), (5, 5, 5, 5)),
     "depthwise": Layer(2, (6, 6), (3, 3), padding=(1, 1, 1, 1), groups=5, inputs=1, outputs=1),
     "depthwise, channels last": Layer(
-        2, (6, 6), (3, 3), (2, 2), padding=(0, 0, 1, 1), groups=5, inputs=1, outputs=2,
+        2,
+        (6, 6),
+        (3, 3),
+        (2, 2),
+        padding=(0, 0, 1, 1),
+        groups=5,
+        inputs=1,
+        outputs=2,
         channels_last=True,
     ),
     "groups, two samples": Layer(2, (5, 4), (2, 3), padding=(0, 1, 1, 1), groups=3, batch=2),
@@ -376,7 +385,9 @@ def test_operands_of_the_epilogue_are_broadcast(
     residual = whole_numbers((1, *geometry.out_shape[1:]), 3)
     scalar = np.array(3, np.float32)
     operands = tuple((a.shape, "float32") for a in (bias, residual, scalar))
-    function, workspaces = emit_function(build_kernel(geometry, source, Epilogue(chain, operands)), 1)
+    function, workspaces = emit_function(
+        build_kernel(geometry, source, Epilogue(chain, operands)), 1
+    )
     weights = [operand.value for operand in source.operands()]
     out = np.zeros(geometry.out_shape, np.float32)
     actual = call_c(function, workspaces, [x, bias, residual, scalar, *weights], out)
@@ -437,9 +448,7 @@ def test_no_byte_out_of_bounds_and_no_undefined_behaviour(tmp_path: Path) -> Non
         geometry = geometry_of(layer.call())
         assert geometry is not None
         source, matrix = packing.make(geometry.outputs, geometry)
-        function, workspaces = emit_function(
-            build_kernel(geometry, source, Epilogue(identity)), 1
-        )
+        function, workspaces = emit_function(build_kernel(geometry, source, Epilogue(identity)), 1)
         x = whole_numbers(geometry.in_shape, 9)
         expected = by_loops(layer, x, matrix)
         name = f"k{len(calls)}"
@@ -460,11 +469,11 @@ def test_no_byte_out_of_bounds_and_no_undefined_behaviour(tmp_path: Path) -> Non
         f'if ((r = run_k{i}(f)) != 0) {{ printf("kernel {i}\\n"); return r; }}'
         for i in range(len(calls))
     )
-    parts.append(f"int main(void) {{ int r; FILE *f = fopen(\"data\", \"rb\"); {body} return fclose(f); }}\n")
+    parts.append(
+        f'int main(void) {{ int r; FILE *f = fopen("data", "rb"); {body} return fclose(f); }}\n'
+    )
     (tmp_path / "all.c").write_text("".join(parts))
     (tmp_path / "data").write_bytes(data)
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
-    execute(
-        [compiler, *STRICT, "-O0", *sanitize, "all.c", "-o", "all", "-lm"], tmp_path
-    )
+    execute([compiler, *STRICT, "-O0", *sanitize, "all.c", "-o", "all", "-lm"], tmp_path)
     execute([tmp_path / "all"], tmp_path)
