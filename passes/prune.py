@@ -67,7 +67,7 @@ class Prune(Pass):
 
     def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Give the module with pruned weights."""
-        # A stock pass in front may have put the constants back into the calls, where none has a name.
+        # A stock pass in front may have put the constants back into the calls, without names.
         mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
         wanted = option_by_layer(self.name, weights, self.layers)

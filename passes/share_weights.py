@@ -72,7 +72,7 @@ class ShareWeights(Pass):
 
     def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Give the module with shared weights."""
-        # A stock pass in front may have put the constants back into the calls, where none has a name.
+        # A stock pass in front may have put the constants back into the calls, without names.
         mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
         bits = option_by_layer(self.name, weights, self.layers)
