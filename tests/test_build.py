@@ -219,8 +219,11 @@ def test_more_flash_than_the_board_has(tmp_path: Path) -> None:
 
 def test_more_ram_than_the_board_has(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with pytest.raises(BudgetError, match="bytes of RAM and the board my-board has 1100: "):
+    with pytest.raises(BudgetError, match=r"of RAM and the board my-board has 1100: ") as caught:
         tc.build(small(), board=board_file(tmp_path, ram=1100), out_dir=folder)
+    # Of 40 and 30 floats each: what a layer reads and writes lies in the arena together.
+    layers = re.findall(r"\(matmul \(dense\)\) (\d+) bytes", str(caught.value))
+    assert [int(size) for size in layers] == [280, 160, 120]
     assert not folder.exists()
 
 

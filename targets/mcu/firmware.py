@@ -52,12 +52,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its C function, its name and kind for reports, the symbols of its weights."""
+    """One layer: its C function, its name and kind for reports, the symbols of its weights.
+
+    ``live_bytes`` are the bytes of the arena that hold something while the layer runs.
+    """
 
     symbol: str
     name: str
     kind: str
     weight_symbols: tuple[str, ...] = ()
+    live_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -473,21 +477,27 @@ def _check_budget(elf: Elf, model: ModelSources, board: Board, size: Size) -> No
             owned[layer] = sum(
                 symbol.size for symbol in elf.symbols if symbol.name.split(".", 1)[0] in symbols
             )
-        largest = sorted(owned.items(), key=lambda item: -item[1])[:3]
-        named = ", ".join(f"{layer.name} ({layer.kind}) {n} bytes" for layer, n in largest)
         raise BudgetError(
             f"{model.name} needs {flash} bytes of flash and the board {board.name} has "
             f"{board.flash.length}: {flash - board.flash.length} too many. The largest layers "
-            f"are {named}. Compress these further or choose a larger board."
+            f"are {_largest(owned)}. Compress these further or choose a larger board."
         )
     if ram > board.ram.length:
         raise BudgetError(
             f"{model.name} needs {ram} bytes of RAM and the board {board.name} has "
             f"{board.ram.length}: {ram - board.ram.length} too many. They are {size.ram.arena} "
             f"for the arena, {size.ram.inputs} for inputs, {size.ram.outputs} for outputs, "
-            f"{size.ram.static} static and {board.stack_bytes} kept for the stack. "
-            "Use a model with smaller activations or choose a larger board."
+            f"{size.ram.static} static and {board.stack_bytes} kept for the stack. The layers "
+            f"that hold most of the arena are "
+            f"{_largest({layer: layer.live_bytes for layer in model.layers})}. Use a model with "
+            "smaller activations or choose a larger board."
         )
+
+
+def _largest(sizes: Mapping[Layer, int]) -> str:
+    """Name the three largest layers with their bytes."""
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{layer.name} ({layer.kind}) {size} bytes" for layer, size in largest)
 
 
 def _check_stack(model: ModelSources, board: Board, stack: int) -> None:

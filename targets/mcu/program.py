@@ -63,6 +63,7 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     constants: list[Storage] = field(default_factory=list)
     plan: MemoryPlan | None = None
+    live_bytes: list[int] = field(default_factory=list)  # of the arena, by step
 
 
 def make_program(mod: tvm.IRModule, layers: dict[str, LoweredLayer]) -> Program:
@@ -205,6 +206,10 @@ class _Builder:
             for storage, (first, last) in spans.items()
         ]
         self.program.plan = plan_memory(lifetimes, alignment=ARENA_ALIGNMENT)
+        self.program.live_bytes = [
+            sum(t.size_bytes for t in lifetimes if t.first <= index <= t.last)
+            for index in range(len(self.program.steps))
+        ]
 
 
 def _check_dtype(name: str, dtype: str) -> None:

@@ -127,6 +127,7 @@ def write_sources(program: Program, name: str) -> ModelSources:
             step.name,
             step.kind if step.layer is None else f"{step.layer.kind} ({step.layer.layout})",
             tuple(s.name for s in step.inputs if s.place == "flash" and s.is_weight),
+            program.live_bytes[i],
         )
         for i, step in enumerate(program.steps)
     )
