@@ -13,10 +13,11 @@ VENV_PYTHON := .venv/bin/python
 # Figures that a benchmark holds are checked; BENCH=name runs one, BENCH_FLAGS=--write-docs writes.
 BENCH ?= $(filter-out common lenet,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 BENCH_FLAGS ?= --check
+FUZZ_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench format env tools clean
+.PHONY: help demo test lint fuzz docs bench format env tools clean
 
 help: ## Print this help
 	@echo "tvm-compress: make TARGET"
@@ -35,6 +36,10 @@ test: env tools ## Run all checks: lint, types, docs, tests
 	$(VENV_PYTHON) -m pytest -n 2
 
 lint: env check-lint ## Run ruff and mypy
+
+fuzz: env ## Fuzz the readers of .tcz files for FUZZ_SECONDS (an hour), sanitizers on
+	$(VENV_PYTHON) -m pip install --quiet atheris
+	$(VENV_PYTHON) tests/fuzz/fuzz_tcz.py -max_total_time=$(FUZZ_SECONDS) tests/fuzz/corpus
 
 docs: env check-docs ## Build the documentation into site/
 

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from tvm_compress.passes.bank_prune import BankPrune
 from tvm_compress.passes.base import Pass
+from tvm_compress.passes.block_prune import BlockPrune
 from tvm_compress.passes.canonicalize import Canonicalize
+from tvm_compress.passes.drop_prune import DropPrune
+from tvm_compress.passes.fixed_point import FixedPoint
 from tvm_compress.passes.prune import Prune
+from tvm_compress.passes.prune_channels import PruneChannels
+from tvm_compress.passes.reconstruct import Reconstruct
+from tvm_compress.passes.remove_channels import RemoveChannels
 from tvm_compress.passes.share_weights import ShareWeights
 
-__all__ = ["PASSES", "Canonicalize", "Pass", "Prune", "ShareWeights"]
+__all__ = [
+    "PASSES",
+    "BankPrune",
+    "BlockPrune",
+    "Canonicalize",
+    "DropPrune",
+    "FixedPoint",
+    "Pass",
+    "Prune",
+    "PruneChannels",
+    "Reconstruct",
+    "RemoveChannels",
+    "ShareWeights",
+]
 
-PASSES: dict[str, type[Pass]] = {p.name: p for p in (Canonicalize, Prune, ShareWeights)}
+PASSES: dict[str, type[Pass]] = {
+    p.name: p
+    for p in (
+        Canonicalize,
+        Prune,
+        BankPrune,
+        BlockPrune,
+        DropPrune,
+        PruneChannels,
+        RemoveChannels,
+        Reconstruct,
+        ShareWeights,
+        FixedPoint,
+    )
+}

@@ -33,7 +33,7 @@ from tvm import relax
 
 from tvm_compress import edge
 from tvm_compress.errors import UnsupportedError
-from tvm_compress.ir import Rewriter
+from tvm_compress.ir import Rewriter, main_function
 from tvm_compress.ops import CODEBOOK, codebook
 from tvm_compress.ops.layout import axes_between, spatial
 from tvm_compress.ops.meaning import MEANING
@@ -55,7 +55,20 @@ class Canonicalize(Pass):
     def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Give the canonical module."""
         # Nested calls (a call as the argument of a call) get bindings of their own first.
-        return _Canonicalizer(relax.transform.Normalize()(mod)).run()
+        return _Canonicalizer(relax.transform.Normalize()(_without_bounds(mod))).run()
+
+
+def _without_bounds(mod: tvm.IRModule) -> tvm.IRModule:
+    """Drop what torch.export says of symbolic sizes; a canonical module has none."""
+    function = main_function(mod)
+    for name in ("tir_var_lower_bound", "tir_var_upper_bound"):
+        if function.attrs and name in function.attrs:
+            function = function.without_attr(name)
+    if function.same_as(mod["main"]):
+        return mod
+    mod = mod.clone()
+    mod.update_func(mod.get_global_var("main"), function)
+    return mod
 
 
 class _Canonicalizer(Rewriter):
@@ -154,7 +167,8 @@ class _Canonicalizer(Rewriter):
         if operator is None or operator == CODEBOOK:
             return None
         value = self._builder.normalize(value)
-        folded = self._fold(value, name)
+        shared = self._shared(value) if operator == "relax.take" else None
+        folded = self._fold(value, name) if shared is None else shared
         if folded is not None:
             return folded
         for rule in _RULES.get(operator, ()):
@@ -201,6 +215,21 @@ class _Canonicalizer(Rewriter):
         except UnsupportedError:  # a form of an operator that has no numpy meaning
             return None
         return self.named(result, largest) if result.ndim else edge.constant(result)
+
+    def _shared(self, take: Any) -> Any:
+        """Make a codebook of constant codes that are taken out of a constant vector."""
+        centroids, codes = (self.constant(arg) for arg in take.args)
+        if centroids is None or codes is None or codes.ndim < 2:  # a weight has an output axis
+            return None
+        if centroids.ndim != 1 or centroids.dtype.kind != "f" or not 1 <= centroids.size <= 256:
+            return None
+        if not codes.size or codes.min() < 0 or codes.max() >= centroids.size:
+            return None
+        shared = codebook(edge.constant(codes.astype(np.uint8)), edge.constant(centroids))
+        # export_onnx calls the parts after the weight; others' weights take the codebook's name.
+        source = take.args[0]
+        name = self._pending.get(source, "") if isinstance(source, relax.Var) else ""
+        return self.emit(shared, name.removesuffix("_centroids")) if name else shared
 
     def _item(self, item: Any, name: str) -> Any:
         source = self.value(item.tuple_value)
@@ -299,12 +328,21 @@ def _move_codes(self: _Canonicalizer, call: Any, name: str) -> Any:
     inner = self.value(call.args[0])
     if edge.op_name(inner) != CODEBOOK or not isinstance(inner.args[0], edge.Constant):
         return None
-    codes = edge.constant_value(inner.args[0])
+    codes, centroids = edge.constant_value(inner.args[0]), inner.args[1]
+    parts = edge.tensor_type(centroids).ndim > 1  # codebooks of parts lie along the codes' axes
     if edge.op_name(call) == "relax.reshape":
+        if parts:
+            return None
         codes = codes.reshape(_shape(call) or ())
     else:
-        codes = np.transpose(codes, None if call.attrs.axes is None else list(call.attrs.axes))
-    moved = codebook(edge.constant(codes), inner.args[1])
+        axes = range(codes.ndim)[::-1] if call.attrs.axes is None else list(call.attrs.axes)
+        codes = np.transpose(codes, axes)
+        if parts:
+            if not isinstance(centroids, edge.Constant):
+                return None
+            table = edge.constant_value(centroids)
+            centroids = edge.constant(np.transpose(table, [*axes, codes.ndim]))
+    moved = codebook(edge.constant(codes), centroids)
     # Like a folded constant it takes the name of the weight, which nothing may use any more.
     source = call.args[0]
     return self.emit(moved, edge.var_name(source)) if isinstance(source, relax.Var) else moved

@@ -30,7 +30,14 @@ from tvm_compress.errors import OptionError, PassError
 from tvm_compress.passes.base import Pass
 from tvm_compress.passes.canonicalize import Canonicalize
 
-__all__ = ["Prune", "check_weight", "keep_largest", "option_by_layer"]
+__all__ = [
+    "Prune",
+    "check_sparsity",
+    "check_weight",
+    "keep_largest",
+    "option_by_layer",
+    "option_by_rule",
+]
 
 _T = TypeVar("_T")
 
@@ -45,6 +52,13 @@ class Prune(Pass):
             together, by one threshold on the magnitude.
         layers: sparsity by pattern of the weight's name (``fc*``), in place of ``sparsity``; the
             first pattern that fits counts. With ``global`` scope those tensors stand apart.
+        first: sparsity of the weights that meet an input of the network first, in place of
+            ``sparsity``; 0 keeps them dense. Found from the graph; a pattern in ``layers`` goes
+            before it.
+        last: the same for the weights whose results reach an output through no other weight.
+
+    Biases are no weights and are never pruned: they are few, and a unit without its bias cannot
+    move its threshold.
 
     Raises:
         OptionError: a sparsity outside 0..1, or a pattern that fits no weight.
@@ -56,12 +70,12 @@ class Prune(Pass):
     sparsity: float = 0.9
     scope: Literal["layer", "global"] = "layer"
     layers: Mapping[str, float] = field(default_factory=dict)
+    first: float | None = None
+    last: float | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for value in (self.sparsity, *self.layers.values()):
-            if not 0.0 <= value <= 1.0:
-                raise OptionError(f"prune: the sparsity is {value}; expected a number from 0 to 1.")
+        check_sparsity(self.name, self.sparsity, *self.layers.values(), self.first, self.last)
         if self.scope not in ("layer", "global"):
             raise OptionError(f"prune: the scope is {self.scope}; expected layer or global.")
 
@@ -70,7 +84,7 @@ class Prune(Pass):
         # A stock pass in front may have put the constants back into the calls, without names.
         mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
-        wanted = option_by_layer(self.name, weights, self.layers)
+        wanted = option_by_rule(self.name, mod, self.layers, self.first, self.last)
         dense = {name: check_weight(self.name, w) for name, w in weights.items()}
         apart = {n: v for n, v in dense.items() if self.scope == "layer" or n in wanted}
         pruned = {n: keep_largest(v, wanted.get(n, self.sparsity)) for n, v in apart.items()}
@@ -133,6 +147,41 @@ def check_weight(pass_name: str, weight: ir.Weight) -> NDArray[Any]:
                 "numbers: load the network again or lower the learning rate."
             )
     return value
+
+
+def check_sparsity(pass_name: str, *values: float | None) -> None:
+    """Check sparsities that may be left out.
+
+    Raises:
+        OptionError: one lies outside 0..1.
+    """
+    for value in values:
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise OptionError(
+                f"{pass_name}: the sparsity is {value}; expected a number from 0 to 1."
+            )
+
+
+def option_by_rule(
+    pass_name: str,
+    mod: tvm.IRModule,
+    patterns: Mapping[str, _T],
+    first: _T | None,
+    last: _T | None,
+) -> dict[str, _T]:
+    """Give the options of the weights that have one of their own.
+
+    A pattern goes before ``first``, and ``first`` before ``last``.
+
+    Raises:
+        OptionError: a pattern that fits no weight.
+    """
+    chosen: dict[str, _T] = {}
+    if last is not None:
+        chosen |= dict.fromkeys(ir.last_weights(mod), last)
+    if first is not None:
+        chosen |= dict.fromkeys(ir.first_weights(mod), first)
+    return chosen | option_by_layer(pass_name, ir.weights(mod), patterns)
 
 
 def option_by_layer(

@@ -10,7 +10,10 @@ After ``ShareWeights(bits=4)``::
     fc_weight = tvm_compress.codebook(codes, centroids)          # uint8 codes, 16 centroids
     y = R.matmul(x, fc_weight)
 
-Zeros keep code 0, whose centroid is 0.0. Source: Deep Compression (arXiv 1510.00149), section 3.
+After ``ShareWeights(bits=4, groups=2)`` the centroids are of shape (1, 2, 16): the outputs of
+either half have a codebook of their own. Zeros keep code 0, whose centroid is 0.0.
+
+Source: Deep Compression (arXiv 1510.00149), section 3.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import tvm
+from numpy.typing import NDArray
 
 from tvm_compress import clustering, edge, ir
 from tvm_compress.errors import OptionError, PassError
 from tvm_compress.ops import codebook
 from tvm_compress.passes.base import Pass
 from tvm_compress.passes.canonicalize import Canonicalize
-from tvm_compress.passes.prune import check_weight, option_by_layer
+from tvm_compress.passes.prune import check_weight, option_by_rule
 
 __all__ = ["ShareWeights"]
 
@@ -43,10 +47,16 @@ class ShareWeights(Pass):
         method: ``optimal`` clusters with the least squared error; ``linear``, ``density`` and
             ``random`` are the paper's starting points of Lloyd's algorithm.
         seed: of ``random``.
-        layers: bits by pattern of the weight's name, in place of ``bits``.
+        layers: bits by pattern of the weight's name, in place of ``bits``; 0 leaves a weight dense.
+        first: bits of the weights that meet an input of the network first; 0 leaves them dense.
+        last: the same for the weights whose results reach an output through no other weight.
+        groups: codebooks of a weight, 1 or more: each is that of equally many output channels that
+            follow each other. Where the channels cannot be divided so, there are fewer groups, as
+            many as can be.
 
     Raises:
-        OptionError: bits outside 1..8, an unknown method, or a pattern that fits no weight.
+        OptionError: bits or groups outside their range, an unknown method, or a pattern that fits
+            no weight.
         PassError: a weight is shared already, is not float32 or is not finite.
     """
 
@@ -56,15 +66,27 @@ class ShareWeights(Pass):
     method: Literal["optimal", "linear", "density", "random"] = "optimal"
     seed: int = 0
     layers: Mapping[str, int] = field(default_factory=dict)
+    first: int | None = None
+    last: int | None = None
+    groups: int = 1
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for value in (self.bits, *self.layers.values()):
-            if value not in range(1, 9):
+        if self.bits not in range(1, 9):
+            raise OptionError(
+                f"share-weights: the codes have {self.bits} bits; expected a whole number from 1 "
+                "to 8."
+            )
+        for value in (*self.layers.values(), self.first, self.last):
+            if value is not None and value not in range(9):
                 raise OptionError(
-                    f"share-weights: the codes have {value} bits; expected a whole number from 1 "
-                    "to 8."
+                    f"share-weights: a layer's codes have {value} bits; expected a whole number "
+                    "from 1 to 8, or 0 to leave the weight dense."
                 )
+        if self.groups < 1:
+            raise OptionError(
+                f"share-weights: there are {self.groups} groups; expected a whole number from 1 on."
+            )
         if self.method not in _METHODS:
             raise OptionError(
                 f"share-weights: the method is {self.method}; expected {', '.join(_METHODS)}."
@@ -75,7 +97,9 @@ class ShareWeights(Pass):
         # A stock pass in front may have put the constants back into the calls, without names.
         mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
-        bits = option_by_layer(self.name, weights, self.layers)
+        own = option_by_rule(self.name, mod, self.layers, self.first, self.last)
+        bits = {name: own.get(name, self.bits) for name in weights}
+        weights = {name: weight for name, weight in weights.items() if bits[name]}
         dense = {name: check_weight(self.name, weight) for name, weight in weights.items()}
         shared = {}
         for name, value in dense.items():
@@ -84,8 +108,23 @@ class ShareWeights(Pass):
                     f"{self.name}: the weight {name} is {value.dtype}; expected float32: convert "
                     "the network before it is compressed."
                 )
-            codes, centroids = clustering.share(
-                value, bits.get(name, self.bits), method=self.method, seed=self.seed
-            )
+            codes, centroids = self._share(value, bits[name], weights[name].output_axis)
             shared[name] = codebook(edge.constant(codes), edge.constant(centroids))
         return ir.replace_parameters(mod, shared)
+
+    def _share(
+        self, value: NDArray[np.float32], bits: int, axis: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        groups = max(n for n in range(1, self.groups + 1) if value.shape[axis] % n == 0)
+        parts = [
+            clustering.share(np.ascontiguousarray(part), bits, method=self.method, seed=self.seed)
+            for part in np.split(value, groups, axis)
+        ]
+        if groups == 1:
+            return parts[0]
+        # Of a part with few values the codebook is short; what is never read repeats the last.
+        size = max(centroids.size for _, centroids in parts)
+        places = [1] * value.ndim
+        places[axis] = groups
+        table = np.stack([np.pad(c, (0, size - c.size), mode="edge") for _, c in parts])
+        return np.concatenate([codes for codes, _ in parts], axis), table.reshape(*places, size)

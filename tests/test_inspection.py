@@ -27,3 +27,11 @@ def test_the_estimate_takes_the_smallest_layout(digits_onnx: Path) -> None:
     empty = row(Prune(1.0).apply(network))
     assert (empty.density, empty.distinct) == (0.0, 1)
     assert empty.packed_bytes == 33 * 2 + 2
+
+
+def test_codebooks_of_groups_count_their_centroids(digits_onnx: Path) -> None:
+    size, groups = 32 * 16 * 3 * 3, 4
+    found = inspection.inspect(ShareWeights(2, groups=groups).apply(load(digits_onnx)))
+    row = next(p for p in found.parameters if p.name == "conv2_weight")
+    assert (row.layout, row.bits) == ("dense_codes", 2)
+    assert row.packed_bytes == size * 2 // 8 + groups * 4 * 4

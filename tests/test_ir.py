@@ -222,3 +222,52 @@ def test_refuses_control_flow_and_inner_functions() -> None:
             f"{name} is bound to a {kind}; expected straight-line code: export the network without "
             "control flow."
         )
+
+
+def branches() -> tvm.IRModule:
+    """Describe y = ((x a + bias) b + (x c)) d on one path and x e on another; three outputs."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
+
+    def weight(name: str) -> Any:
+        return builder.emit(edge.constant(np.ones((3, 3), np.float32)), name)
+
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            bias = builder.emit(edge.constant(np.ones(3, np.float32)), "bias")
+            shift = builder.emit(edge.constant(np.ones(3, np.float32)), "shift")
+            moved = builder.emit(relax.op.add(x, shift))  # no bias: it is added to an input
+            y = builder.emit(relax.op.matmul(moved, weight("a")))
+            y = builder.emit(relax.op.nn.relu(builder.emit(relax.op.add(bias, y))))
+            y = builder.emit(relax.op.matmul(y, weight("b")))
+            z = builder.emit(relax.op.matmul(x, weight("c")))
+            y = builder.emit(relax.op.matmul(builder.emit(relax.op.add(y, z)), weight("d")))
+            first = builder.emit_output(builder.emit(relax.op.nn.relu(y)), "first")
+            second = builder.emit_output(builder.emit(relax.op.matmul(x, weight("e"))), "second")
+            third = builder.emit_output(builder.emit(relax.op.nn.relu(z)), "third")
+        builder.emit_func_output(relax.Tuple([first, second, third]))
+    return builder.get()
+
+
+def test_first_and_last_weights_by_the_graph() -> None:
+    assert ir.first_weights(branches()) == {"a", "c", "e"}
+    assert ir.last_weights(branches()) == {"d", "e", "c"}
+    assert ir.first_weights(network()) == {"w1"}
+    assert ir.last_weights(network()) == {"w0"}
+
+
+def test_biases_are_added_to_sums_of_weights() -> None:
+    assert ir.biases(branches()) == {"bias"}
+    assert ir.biases(network()) == {"b"}
+
+
+def test_how_many_codebooks_a_parameter_has() -> None:
+    parts = {n: p.parts for n, p in ir.parameters(network()).items()}
+    assert parts == {"w1": 0, "b": 0, "w2": 1, "w0": 0}
+    table = np.stack([TABLE, TABLE * 2])[None]
+    mod = ir.replace_parameters(
+        network(), {"w2": codebook(edge.constant(CODES), edge.constant(table))}
+    )
+    found = ir.parameters(mod)["w2"]
+    assert found.parts == 2
+    np.testing.assert_array_equal(found.value, TABLE[CODES] * [1, 2])

@@ -20,6 +20,8 @@ from tvm_compress._registration import register_with_tvm
 if TYPE_CHECKING:
     from tvm_compress import errors, passes, recipes
     from tvm_compress.build import build
+    from tvm_compress.export_onnx import export_onnx
+    from tvm_compress.frontends.deep_compression import import_deep_compression
     from tvm_compress.frontends.load import load
     from tvm_compress.pipeline import compress, save
     from tvm_compress.recipe import Recipe
@@ -32,6 +34,8 @@ __all__ = [
     "build",
     "compress",
     "errors",
+    "export_onnx",
+    "import_deep_compression",
     "load",
     "passes",
     "recipes",
@@ -43,6 +47,8 @@ _HOME = {
     "Recipe": "tvm_compress.recipe",
     "build": "tvm_compress.build",
     "compress": "tvm_compress.pipeline",
+    "export_onnx": "tvm_compress.export_onnx",
+    "import_deep_compression": "tvm_compress.frontends.deep_compression",
     "load": "tvm_compress.frontends",
     "save": "tvm_compress.pipeline",
 }
@@ -72,7 +78,7 @@ def _version() -> str:
 
 
 class _Package(ModuleType):
-    """Keeps the function ``build`` visible, which has the name of its module."""
+    """Keeps the functions ``build`` and ``export_onnx`` visible, named as their modules are."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system would put the submodule in the place of the function.

@@ -188,7 +188,9 @@ def use_counts(function: relax.Function) -> Counter[Any]:
     return counts
 
 
-def convolution(call: Any, data: Any, weight: Any, kernel_layout: str) -> Any:
+def convolution(
+    call: Any, data: Any, weight: Any, kernel_layout: str, groups: int | None = None
+) -> Any:
     """Give the convolution of ``call`` with another weight, laid out in ``kernel_layout``."""
     a = call.attrs
     build = getattr(relax.op.nn, str(call.op.name).rsplit(".", 1)[1])
@@ -198,7 +200,7 @@ def convolution(call: Any, data: Any, weight: Any, kernel_layout: str) -> Any:
         strides=list(a.strides),
         padding=list(a.padding),
         dilation=list(a.dilation),
-        groups=a.groups,
+        groups=a.groups if groups is None else groups,
         data_layout=a.data_layout,
         kernel_layout=kernel_layout,
         out_layout=a.out_layout,

@@ -113,7 +113,7 @@ def _report(parameter: ir.Parameter, weight: ir.Weight | None) -> ParameterRepor
 
 
 def _code_bits(centroids: NDArray[Any]) -> int:
-    return max(1, (centroids.size - 1).bit_length())
+    return max(1, int(centroids.shape[-1] - 1).bit_length())
 
 
 def _smallest_layout(parameter: ir.Parameter, output_axis: int) -> tuple[str, int]:
@@ -124,7 +124,7 @@ def _smallest_layout(parameter: ir.Parameter, output_axis: int) -> tuple[str, in
     if codes is not None and centroids is not None:
         bits, rows = _code_bits(centroids), _rows(codes, output_axis)
         sizes["dense_codes"] = DenseCodes.pack(rows, bits).nbytes + centroids.nbytes
-        if centroids[0] == 0:  # gap_codes leaves out what has code 0
+        if not centroids[..., 0].any():  # gap_codes leaves out what has code 0
             packed = GapCodes.pack(rows, best_gap_bits(rows, bits), bits)
             sizes["gap_codes"] = packed.nbytes + centroids.nbytes
     elif value.dtype == np.float32 and not value.all() and np.isfinite(value).all():

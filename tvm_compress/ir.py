@@ -18,7 +18,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from tvm_compress import edge
+from tvm_compress import edge, fixed_point
 from tvm_compress.errors import PassError
 from tvm_compress.ops import CODEBOOK, codebook_numpy
 
@@ -26,11 +26,15 @@ __all__ = [
     "Parameter",
     "Rewriter",
     "Weight",
+    "biases",
     "bindings",
+    "first_weights",
     "identifier",
+    "last_weights",
     "main_function",
     "parameters",
     "replace_parameters",
+    "scales",
     "weights",
 ]
 
@@ -39,8 +43,8 @@ __all__ = [
 class Parameter:
     """One named parameter of a network.
 
-    ``codes`` and ``centroids`` are given for a shared weight alone; ``value`` is always the dense
-    tensor.
+    ``codes`` and ``centroids`` are given for a shared weight alone (see
+    :mod:`tvm_compress.ops.codebook` for their shapes); ``value`` is always the dense tensor.
     """
 
     name: str
@@ -52,6 +56,11 @@ class Parameter:
     def shared(self) -> bool:
         """Whether the values are given by a codebook."""
         return self.codes is not None
+
+    @property
+    def parts(self) -> int:
+        """How many codebooks the weight has: 1 of a plain one, 0 of a dense parameter."""
+        return 0 if self.centroids is None else int(np.prod(self.centroids.shape[:-1]))
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,96 @@ def weights(mod: tvm.IRModule) -> dict[str, Weight]:
             if axis is not None:
                 operator = edge.op_name(binding.value) or ""
                 found[parameter.name] = Weight(parameter, operator, axis)
+    return found
+
+
+def _weights_of(call: Any, named: Mapping[str, Weight]) -> set[str]:
+    """Give the names of the weights that an operator multiplies with."""
+    if not isinstance(call, tvm.ir.Call):
+        return set()
+    return {
+        edge.var_name(arg)
+        for index, arg in enumerate(call.args)
+        if isinstance(arg, relax.Var)
+        and edge.var_name(arg) in named
+        and _output_axis(call, index) is not None
+    }
+
+
+def first_weights(mod: tvm.IRModule) -> set[str]:
+    """Give the weights whose input has gone through no other weight."""
+    named, found = weights(mod), set()
+    behind: set[Any] = set()  # variables that a weight has a part in
+    for binding in bindings(main_function(mod)):
+        mine = _weights_of(binding.value, named)
+        fed = any(var in behind for var in edge.variables_in(binding.value))
+        if mine and not fed:
+            found |= mine
+        if mine or fed:
+            behind.add(binding.var)
+    return found
+
+
+def last_weights(mod: tvm.IRModule) -> set[str]:
+    """Give the weights whose result reaches an output through no other weight."""
+    function = main_function(mod)
+    named, found = weights(mod), set()
+    outputs, _ = edge.outputs_of(function)
+    reaching = {var for _, value in outputs for var in edge.variables_in(value)}
+    for binding in reversed(list(bindings(function))):
+        if binding.var in reaching:
+            mine = _weights_of(binding.value, named)
+            found |= mine
+            reaching.update(() if mine else edge.variables_in(binding.value))
+    return found
+
+
+def biases(mod: tvm.IRModule) -> set[str]:
+    """Give the dense float parameters that are added to the sums of weights."""
+    function, named = main_function(mod), weights(mod)
+    bound = {binding.var: binding.value for binding in bindings(function)}
+    found = set()
+    for value in bound.values():
+        if edge.op_name(value) != "relax.add":
+            continue
+        for total, bias in (value.args, reversed(value.args)):
+            held = bound.get(bias) if isinstance(bias, relax.Var) else None
+            if (
+                isinstance(held, edge.Constant)
+                and edge.dtype_of(held).startswith("float")
+                and isinstance(total, relax.Var)
+                and _weights_of(bound.get(total), named)
+            ):
+                found.add(edge.var_name(bias))
+    return found - set(named)
+
+
+def scales(function: relax.Function) -> dict[str, str]:
+    """Give the parameters that scale the sums of weights in fixed point (see ``fixed-point``).
+
+    By the name of the weight: the scale's name.
+    """
+    bound = {binding.var: binding.value for binding in bindings(function)}
+    found: dict[str, str] = {}
+    for value in bound.values():
+        if edge.op_name(value) != "relax.multiply":
+            continue
+        total, scale = value.args
+        call = bound.get(total) if isinstance(total, relax.Var) else None
+        held = bound.get(scale) if isinstance(scale, relax.Var) else None
+        if not isinstance(held, edge.Constant):
+            continue
+        if not isinstance(call, tvm.ir.Call):
+            continue
+        for index, arg in enumerate(call.args):
+            weight: Any = bound.get(arg) if isinstance(arg, relax.Var) else None
+            if (
+                edge.op_name(weight) == CODEBOOK
+                and _is_parameter(weight)
+                and _output_axis(call, index) is not None
+                and fixed_point.step_of(edge.constant_value(weight.args[1])) is not None
+            ):
+                found[edge.var_name(arg)] = edge.var_name(scale)
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +23,17 @@ from numpy.typing import NDArray
 import tvm_compress
 from tvm_compress import ir
 from tvm_compress.errors import DataError, ModelFormatError, OptionError
-from tvm_compress.files import write_whole
+from tvm_compress.files import check_output, write_whole
+from tvm_compress.passes import Reconstruct
 from tvm_compress.recipe import Finetune, Recipe
 
 if TYPE_CHECKING:
     from tvm_compress.recipe import Step
 
-__all__ = ["TrainingData", "compress", "save"]
+__all__ = ["Inputs", "TrainingData", "compress", "save"]
 
-TrainingData = tuple[NDArray[Any] | Mapping[str, NDArray[Any]], NDArray[Any]]
+Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
+TrainingData = tuple[Inputs, NDArray[Any] | None]
 
 
 def compress(
@@ -38,6 +41,7 @@ def compress(
     recipe: Recipe,
     *,
     train: TrainingData | None = None,
+    calibrate: Inputs | None = None,
     checkpoint_dir: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> tvm.IRModule:
@@ -47,7 +51,10 @@ def compress(
         mod: a canonical module, as :func:`tvm_compress.load` gives it; it stays as it is.
         recipe: the steps, see :mod:`tvm_compress.recipes`.
         train: ``(x, y)``: samples, an array (N, ...) or arrays by input name, and N labels or
-            targets. Needed where the recipe fine-tunes.
+            targets. Needed where the recipe fine-tunes; y may be None where all of that is
+            distillation.
+        calibrate: samples without labels, some hundred, for ``reconstruct``; without it the
+            samples of ``train``.
         checkpoint_dir: a folder, made if missing, that keeps the module behind every step. The same
             call on the same folder goes on where the last one stopped; a changed recipe goes on
             behind the last step that is still the same.
@@ -57,54 +64,110 @@ def compress(
         The compressed module.
 
     Raises:
-        OptionError: a fine-tuning recipe without ``train``, or ``checkpoint_dir`` is a file.
+        OptionError: a fine-tuning recipe without ``train``, one that reconstructs without samples,
+            or ``checkpoint_dir`` is a file.
         DataError: ``train`` is not a pair.
         PassError: a pass meets a module that it cannot rewrite.
         MissingToolError: fine-tuning without torch.
     """
     ir.main_function(mod)
     _check_train(recipe, train)
-    saved = _Checkpoints(checkpoint_dir, mod, recipe, train) if checkpoint_dir is not None else None
+    if calibrate is None and train is not None:
+        calibrate = train[0]
+    if calibrate is None and recipe.needs_inputs:
+        raise OptionError(
+            "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
+            "hundred inputs without labels."
+        )
+    data = _Data(mod, train, calibrate)
+    saved = _Checkpoints(checkpoint_dir, mod, recipe, data) if checkpoint_dir is not None else None
     first, mod = saved.last(mod) if saved else (0, mod)
     for number, step in list(enumerate(recipe.steps))[first:]:
         if progress:
             _say(f"[{number + 1}/{len(recipe.steps)}] {step.name}")
-        mod = _apply(step, mod, train, saved.unfinished(number) if saved else None, progress)
+        mod = _apply(step, mod, data, saved.unfinished(number) if saved else None, progress)
         if saved:
             saved.keep(number, mod)
     return mod
 
 
-def save(mod: tvm.IRModule, path: str | PathLike[str]) -> None:
-    """Save a module as JSON, whole or not at all; :func:`tvm_compress.load` reads it.
+def save(mod: tvm.IRModule, path: str | PathLike[str], *, profile: str = "archive") -> None:
+    """Save a module, whole or not at all; :func:`tvm_compress.load` reads it.
+
+    A name that ends in ``.tcz`` asks for the coded file, any other for Relax JSON.
+
+    Args:
+        mod: a canonical module.
+        path: the file.
+        profile: of a ``.tcz`` file: ``archive`` for the smallest, ``flash`` for one that a device
+            decodes (``codec/decoder.c``).
 
     Raises:
         PassError: ``mod`` is not a module with a function main.
-        OptionError: the path is a folder, or its folder does not exist.
+        OptionError: the path is a folder, or its folder does not exist; an unknown profile, or one
+            for JSON.
+        UnsupportedError: the module holds something that a ``.tcz`` file cannot.
     """
+    from tvm_compress import codec
+
     ir.main_function(mod)
-    text = tvm.ir.save_json(mod)
-    write_whole(Path(path), lambda stream: stream.write(text.encode()))
+    path = Path(path)
+    if path.suffix == ".tcz":
+        check_output(path)
+        data = codec.pack(mod, profile)
+    elif codec.check_profile(profile) != "archive":
+        raise OptionError(
+            f"The profile {profile} was asked for {path.name}, which will be JSON; expected a name "
+            "that ends in .tcz."
+        )
+    else:
+        data = tvm.ir.save_json(mod).encode()
+    write_whole(path, lambda stream: stream.write(data))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the steps may look at; ``dense`` is the network before the first step."""
+
+    dense: tvm.IRModule
+    train: TrainingData | None
+    calibrate: Inputs | None
+
+    def of(self, step: Step) -> tuple[Inputs | None, ...]:
+        """Give the arrays that a step reads, for the name of its checkpoint."""
+        if isinstance(step, Reconstruct):
+            return (self.calibrate,)
+        return self.train if isinstance(step, Finetune) and self.train is not None else ()
+
+    def targets(self, step: Finetune) -> TrainingData:
+        """Give samples and targets of a fine-tuning."""
+        assert self.train is not None, "compress() asks for data before the first step"
+        if step.loss != "distillation":
+            return self.train
+        from tvm_compress.training import teacher_outputs
+
+        return self.train[0], teacher_outputs(self.dense, self.train[0])
 
 
 def _apply(
     step: Step,
     mod: tvm.IRModule,
-    train: TrainingData | None,
+    data: _Data,
     checkpoint: Path | None,
     progress: bool,
 ) -> tvm.IRModule:
+    if isinstance(step, Reconstruct):
+        return step.on(data.calibrate).apply(mod)
     if not isinstance(step, Finetune):
         # Not step(mod): on the way through TVM's pass runner Ctrl-C would become a RuntimeError.
         return step.apply(mod)
     if step.epochs == 0:
         return mod
-    assert train is not None, "compress() asks for data before the first step"
     from tvm_compress.training import finetune
 
     return finetune(
         mod,
-        train,
+        data.targets(step),
         epochs=step.epochs,
         lr=step.lr,
         batch_size=step.batch_size,
@@ -127,6 +190,11 @@ def _check_train(recipe: Recipe, train: TrainingData | None) -> None:
             f"The training data is a {type(train).__name__}; expected a pair (x, y) of samples and "
             "labels."
         )
+    if train is not None and train[1] is None and recipe.needs_labels:
+        raise OptionError(
+            "The recipe fine-tunes by labels, and the training data is (x, None); expected labels "
+            "or targets: give (x, y), or fine-tune with the loss distillation."
+        )
 
 
 def _say(line: str) -> None:
@@ -147,7 +215,7 @@ class _Checkpoints:
         folder: str | PathLike[str],
         mod: tvm.IRModule,
         recipe: Recipe,
-        train: TrainingData | None,
+        data: _Data,
     ) -> None:
         self._folder = Path(folder)
         if self._folder.exists() and not self._folder.is_dir():
@@ -157,13 +225,11 @@ class _Checkpoints:
         # A new version may cluster or train otherwise.
         digest = hashlib.sha256(tvm_compress.__version__.encode())
         digest.update(tvm.ir.save_json(mod).encode())
-        data = _data_hash(train) if train is not None else b""
         for number, (step, plain) in enumerate(
             zip(recipe.steps, recipe.model_dump()["steps"], strict=True), 1
         ):
             digest.update(json.dumps(plain).encode())
-            if isinstance(step, Finetune):
-                digest.update(data)
+            digest.update(_data_hash(data.of(step)))
             name = f"{number:02}-{step.name}-{digest.hexdigest()[:16]}.json"
             self._files.append(self._folder / name)
 
@@ -191,12 +257,12 @@ class _Checkpoints:
         self.unfinished(number).unlink(missing_ok=True)
 
 
-def _data_hash(train: TrainingData) -> bytes:
+def _data_hash(arrays: tuple[Inputs | None, ...]) -> bytes:
     digest = hashlib.sha256()
-    x, y = train
-    samples = sorted(x.items()) if isinstance(x, Mapping) else [("", x)]
-    for name, array in [*samples, ("", y)]:
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.digest()
+    for given in arrays:
+        samples = sorted(given.items()) if isinstance(given, Mapping) else [("", given)]
+        for name, array in samples:
+            array = np.ascontiguousarray(array)
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes() if array.dtype != object else b"None")
+    return digest.digest() if arrays else b""

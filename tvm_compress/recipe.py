@@ -37,12 +37,12 @@ from pydantic import (
 )
 
 from tvm_compress.errors import OptionError
-from tvm_compress.passes import PASSES, Pass
+from tvm_compress.passes import PASSES, Pass, Reconstruct
 
 __all__ = ["STEPS", "Finetune", "Recipe", "Step"]
 
 _Optimizer = Literal["adam", "sgd"]
-_Loss = Literal["cross_entropy", "mse"]
+_Loss = Literal["cross_entropy", "mse", "distillation"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Finetune:
         lr: learning rate, above 0.
         batch_size: samples a step of the optimizer, 1 or more.
         optimizer: ``adam`` or ``sgd``.
-        loss: ``cross_entropy`` (labels are class numbers) or ``mse``.
+        loss: ``cross_entropy`` (labels are class numbers), ``mse``, or ``distillation``, which
+            takes the network before compression for its teacher and needs no labels.
         seed: of the order of the samples.
 
     Raises:
@@ -183,6 +184,17 @@ class Recipe(BaseModel):
         """Whether a step fine-tunes."""
         return any(isinstance(step, Finetune) and step.epochs for step in self.steps)
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a step fine-tunes by labels or targets."""
+        steps = (step for step in self.steps if isinstance(step, Finetune))
+        return any(step.epochs and step.loss != "distillation" for step in steps)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a step looks at inputs without labels."""
+        return any(isinstance(step, Reconstruct) for step in self.steps)
+
     @classmethod
     def from_toml(cls, source: str | PathLike[str]) -> Recipe:
         """Read a recipe.
@@ -235,8 +247,11 @@ class Recipe(BaseModel):
 
         if not self.steps:
             return "steps = []\n"
-        # Empty tables are their default; left out, they do not clutter the file.
-        steps = [{k: v for k, v in _plain(step).items() if v != {}} for step in self.steps]
+        # Empty tables are their default; left out, they do not clutter the file. TOML has no None.
+        steps = [
+            {k: v for k, v in _plain(step).items() if v is not None and v != {}}
+            for step in self.steps
+        ]
         return tomlkit.dumps({"steps": steps})
 
 

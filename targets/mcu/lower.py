@@ -195,7 +195,15 @@ class _FuseLayers(ir.Rewriter):
 
 
 def _gather(codes: te.Tensor, centroids: te.Tensor) -> te.Tensor:
-    return te.compute(codes.shape, lambda *i: centroids[codes(*i).astype("int32")], name="gather")
+    lengths = [int(size) for size in codes.shape]
+    counts = [int(count) for count in centroids.shape[:-1]]
+
+    def value(*index: Any) -> Any:
+        # Each axis is divided into as many blocks as the codebooks have along it, or none has.
+        block = [i // (n // g) for i, n, g in zip(index, lengths, counts, strict=False)]
+        return centroids(*block, codes(*index).astype("int32"))
+
+    return te.compute(codes.shape, value, name="gather")
 
 
 def _scalar(arg: Any) -> bool:
@@ -243,7 +251,10 @@ def _find_groups(mod: tvm.IRModule, named: dict[str, ir.Parameter]) -> dict[str,
         if geometry is not None:
             weight = value.args[1]
             known = isinstance(weight, relax.Var) and edge.var_name(weight) in named
-            if known and edge.dtype_of(weight) == "float32":
+            # The kernels read a plain codebook; those of parts are read through the gather.
+            centroids = named[edge.var_name(weight)].centroids if known else None
+            parts = centroids is not None and centroids.ndim > 1
+            if known and not parts and edge.dtype_of(weight) == "float32":
                 open_groups[var] = _Group(value, geometry, weight, [edge.var_name(var)])
             continue
         index = _continues(value, open_groups, uses)

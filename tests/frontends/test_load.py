@@ -16,7 +16,7 @@ from tvm_compress.frontends import load
 from tvm_compress.targets import reference
 from tvm_compress.tensors import input_specs, output_specs
 
-TAKEN = "ONNX, .tflite, a torch.export program (.pt2) or a Relax module saved as JSON"
+TAKEN = "ONNX, .tflite, a torch.export program (.pt2), .tcz or a Relax module saved as JSON"
 
 
 def refused(path: Path, content: bytes | None = None) -> str:

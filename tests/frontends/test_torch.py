@@ -175,7 +175,7 @@ def test_a_checkpoint_is_no_program(tmp_path: Path) -> None:
         load(path)
     assert str(caught.value) == (
         f"{path} is an archive but not one that torch.export.save wrote; expected ONNX, .tflite, a "
-        "torch.export program (.pt2) or a Relax module saved as JSON."
+        "torch.export program (.pt2), .tcz or a Relax module saved as JSON."
     )
 
 

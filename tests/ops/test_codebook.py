@@ -111,8 +111,14 @@ def test_symbolic_codes_keep_their_shape() -> None:
         (((2,), "float32"), ((4,), "float32"), "the codes are float32; expected uint8."),
         (
             ((2,), "uint8"),
-            ((4, 1), "float32"),
-            "the centroids have 2 dimensions; expected a vector.",
+            ((2, 1, 4), "float32"),
+            "the centroids have 3 dimensions; expected a vector, or 2 dimensions, one for each of "
+            "the codes and the last for a codebook.",
+        ),
+        (
+            ((2, 6), "uint8"),
+            ((1, 4, 8), "float32"),
+            "the centroids have the blocks (1, 4); expected divisors of the codes' shape (2, 6).",
         ),
         (((2,), "uint8"), ((4,), "int8"), "the centroids are int8; expected a floating type."),
     ],
@@ -248,3 +254,66 @@ def test_registering_again_changes_nothing() -> None:
 
     edge.register_op(CODEBOOK, "again", arguments=[], infer_type=refuse, legalize=refuse)
     np.testing.assert_allclose(compiled(shared_network(), X), EXPECTED, rtol=1e-6)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4),
+    st.integers(1, 256),
+    st.integers(0, 999),
+)
+def test_codebooks_of_blocks_by_their_definition(
+    axes: list[tuple[int, int]], size: int, seed: int
+) -> None:
+    groups, shape = [g for g, _ in axes], [g * n for g, n in axes]
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, size, shape).astype(np.uint8)
+    centroids = rng.standard_normal((*groups, size)).astype(np.float32)
+    dense = codebook_numpy(codes, centroids)
+    assert dense.dtype == np.float32 and dense.shape == codes.shape
+    for place in np.ndindex(*shape):
+        block = tuple(i // n for i, (_, n) in zip(place, axes, strict=True))
+        assert dense[place] == centroids[(*block, int(codes[place]))]
+
+
+BLOCKS = np.stack([CENTROIDS, CENTROIDS * 3, CENTROIDS - 1])[None]  # one for each output
+
+
+def test_stock_compile_gives_the_numbers_of_blocks() -> None:
+    mod = shared_network(centroids=BLOCKS)
+    dense = np.stack([BLOCKS[0, i][CODES[:, i]] for i in range(3)], axis=1)
+    expected = np.maximum(X @ dense + np.float32(0.5), 0)
+    for made in (mod, *(run()(mod) for run in STOCK.values())):
+        assert codebook_of(made).args[1].ty.ndim == 3
+        np.testing.assert_allclose(compiled(made, X), expected, rtol=1e-5, atol=1e-6)
+    (y,) = reference.run(mod, X).values()
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_canonical_form_transposes_codes_and_blocks() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            w = builder.emit(codebook(edge.constant(CODES), edge.constant(BLOCKS)), "w")
+            w = builder.emit(relax.op.permute_dims(w))
+            y = builder.emit_output(builder.emit(relax.op.matmul(x, w)), "y")
+        builder.emit_func_output(y)
+    mod = Canonicalize()(builder.get())
+    (parameter,) = ir.parameters(mod).values()
+    np.testing.assert_array_equal(parameter.value, codebook_numpy(CODES, BLOCKS).T)
+    assert parameter.centroids is not None and parameter.centroids.shape == (3, 1, 4)
+
+
+def test_canonical_form_leaves_a_reshape_of_blocks() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 6), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            w = builder.emit(codebook(edge.constant(CODES), edge.constant(BLOCKS)), "w")
+            w = builder.emit(relax.op.reshape(w, (6, 2)))
+            y = builder.emit_output(builder.emit(relax.op.matmul(x, w)), "y")
+        builder.emit_func_output(y)
+    sample = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+    (y,) = reference.run(Canonicalize()(builder.get()), sample).values()
+    expected = sample @ codebook_numpy(CODES, BLOCKS).reshape(6, 2)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)

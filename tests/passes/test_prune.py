@@ -167,3 +167,23 @@ def test_refuses_nan() -> None:
         "prune: the weight fc2_weight holds 2 NaN; expected numbers: load the network again or "
         "lower the learning rate."
     )
+
+
+def test_first_and_last_are_found_in_the_graph() -> None:
+    after = values(Prune(1.0, first=0.0)(network()))
+    np.testing.assert_array_equal(after["fc1_weight"], FC1)
+    assert not after["fc2_weight"].any()
+    after = values(Prune(1.0, last=0.5)(network()))
+    assert not after["fc1_weight"].any() and np.count_nonzero(after["fc2_weight"]) == 3
+    # A pattern goes before both, and a global threshold leaves them out.
+    after = values(Prune(1.0, first=0.0, layers={"fc1*": 0.5})(network()))
+    assert np.count_nonzero(after["fc1_weight"]) == 3
+    after = values(Prune(0.5, scope="global", last=0.0)(network()))
+    assert np.count_nonzero(after["fc1_weight"]) == 3 and after["fc2_weight"].all()
+
+
+def test_sparsities_of_first_and_last_are_checked() -> None:
+    for options in ({"first": -0.5}, {"last": -0.5}):
+        with pytest.raises(OptionError) as caught:
+            Prune(**options)  # type: ignore[arg-type]
+        assert str(caught.value) == "prune: the sparsity is -0.5; expected a number from 0 to 1."

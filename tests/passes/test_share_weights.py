@@ -102,11 +102,21 @@ def test_stock_compile_runs_what_the_reference_runs() -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, -1, 2.5])
 def test_refuses_bits_outside_their_range(bits: Any) -> None:
-    for options in ({"bits": bits}, {"layers": {"fc*": bits}}):
+    with pytest.raises(OptionError) as caught:
+        ShareWeights(bits=bits)
+    assert str(caught.value) == (
+        f"share-weights: the codes have {bits} bits; expected a whole number from 1 to 8."
+    )
+
+
+@pytest.mark.parametrize("bits", [9, -1, 2.5])
+def test_refuses_bits_of_a_layer_outside_their_range(bits: Any) -> None:
+    for options in ({"layers": {"fc*": bits}}, {"first": bits}, {"last": bits}):
         with pytest.raises(OptionError) as caught:
             ShareWeights(**options)
         assert str(caught.value) == (
-            f"share-weights: the codes have {bits} bits; expected a whole number from 1 to 8."
+            f"share-weights: a layer's codes have {bits} bits; expected a whole number from 1 to "
+            "8, or 0 to leave the weight dense."
         )
 
 
@@ -164,4 +174,52 @@ def test_refuses_a_wider_float() -> None:
     assert str(caught.value) == (
         "share-weights: the weight fc_weight is float64; expected float32: convert the network "
         "before it is compressed."
+    )
+
+
+@pytest.mark.parametrize("groups", [2, 4, 3, 100])
+def test_groups_of_output_channels_have_codebooks_of_their_own(groups: int) -> None:
+    pruned = Prune(0.3)(network())
+    before, after = ir.parameters(pruned), ir.parameters(ShareWeights(2, groups=groups)(pruned))
+    for name, axis, made in (
+        # The largest number of groups that divides four channels, and three.
+        ("conv_weight", 0, {2: 2, 4: 4, 3: 2, 100: 4}[groups]),
+        ("fc_weight", 1, {2: 1, 4: 3, 3: 3, 100: 3}[groups]),
+    ):
+        parameter, value = after[name], before[name].value
+        assert parameter.parts == made
+        shape = [1] * value.ndim
+        shape[axis] = made
+        assert parameter.centroids.shape == ((4,) if made == 1 else (*shape, 4))
+        for dense, found in zip(
+            np.split(value, made, axis), np.split(parameter.value, made, axis), strict=True
+        ):
+            codes, centroids = clustering.share(np.ascontiguousarray(dense), 2)
+            np.testing.assert_array_equal(found, centroids[codes])
+        np.testing.assert_array_equal(parameter.value == 0, value == 0)
+
+
+def test_groups_are_nearer() -> None:
+    spread = CONV * np.array([1, 10, 100, 1000], np.float32).reshape(4, 1, 1, 1)
+    mod = network(edge.constant(spread))
+    errors = [
+        np.square(ir.parameters(ShareWeights(2, groups=n)(mod))["conv_weight"].value - spread).sum()
+        for n in (1, 2, 4)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_first_last_and_zero_bits() -> None:
+    shared = ir.parameters(ShareWeights(2, first=3, last=0)(network()))
+    assert shared["conv_weight"].centroids.size == 8 and not shared["fc_weight"].shared
+    np.testing.assert_array_equal(shared["fc_weight"].value, FC)
+    shared = ir.parameters(ShareWeights(2, last=0, layers={"fc*": 1, "conv*": 0})(network()))
+    assert shared["fc_weight"].centroids.size == 2 and not shared["conv_weight"].shared
+
+
+def test_refuses_no_groups() -> None:
+    with pytest.raises(OptionError) as caught:
+        ShareWeights(groups=0)
+    assert str(caught.value) == (
+        "share-weights: there are 0 groups; expected a whole number from 1 on."
     )

@@ -345,8 +345,8 @@ def test_under_no_grad_it_trains_all_the_same() -> None:
         ({"weight_decay": -1.0}, "finetune: the weight_decay is -1.0; expected a number of at "
          "least 0."),
         ({"optimizer": "lion"}, "finetune: the optimizer is 'lion'; expected adam or sgd."),
-        ({"loss": "hinge"}, "finetune: the loss is 'hinge'; expected cross_entropy, mse or a "
-         "function."),
+        ({"loss": "hinge"}, "finetune: the loss is 'hinge'; expected cross_entropy, mse, "
+         "distillation or a function."),
     ],
 )  # fmt: skip
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:

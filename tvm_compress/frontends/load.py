@@ -20,7 +20,7 @@ from tvm_compress.passes.canonicalize import Canonicalize
 
 __all__ = ["load"]
 
-_TAKEN = "ONNX, .tflite, a torch.export program (.pt2) or a Relax module saved as JSON"
+_TAKEN = "ONNX, .tflite, a torch.export program (.pt2), .tcz or a Relax module saved as JSON"
 
 
 def load(
@@ -32,9 +32,10 @@ def load(
     """Load a trained network as a canonical module.
 
     Args:
-        source: a path to ONNX, ``.tflite``, ``.pt2`` or Relax JSON; an ``onnx.ModelProto``; a
-            ``torch.export.ExportedProgram``; an ``nn.Module`` together with ``example``; or a
-            Relax ``IRModule``. Files are told apart by their bytes, not by their names.
+        source: a path to ONNX, ``.tflite``, ``.pt2``, ``.tcz`` or Relax JSON; an
+            ``onnx.ModelProto``; a ``torch.export.ExportedProgram``; an ``nn.Module`` together
+            with ``example``; or a Relax ``IRModule``. Files are told apart by their bytes, not by
+            their names.
         shapes: shapes by input name where the model leaves them open. A dynamic first dimension,
             the batch, becomes 1 unless a shape is given.
         example: example inputs of an ``nn.Module`` (one tensor or a tuple).
@@ -79,6 +80,10 @@ def _import_file(path: Path, shapes: Mapping[str, Sequence[int]] | None) -> tvm.
     data = path.read_bytes()
     if not data:
         raise ModelFormatError(f"{path} is empty; expected {_TAKEN}.")
+    if data.startswith(b"TCZ"):
+        from tvm_compress import codec
+
+        return _bind_batch(codec.unpack(data, str(path)), shapes)
     if data[4:8] == b"TFL3":
         return tflite_frontend.import_bytes(data, str(path), shapes)
     head = data[:4096].lstrip()

@@ -35,7 +35,7 @@ def import_bytes(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelFormatError(
             f"{path} is none of the known formats ({reason[0]}); expected ONNX, .tflite, a "
-            "torch.export program (.pt2) or a Relax module saved as JSON."
+            "torch.export program (.pt2), .tcz or a Relax module saved as JSON."
         ) from error
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))

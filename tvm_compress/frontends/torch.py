@@ -40,7 +40,7 @@ def import_file(path: Path) -> tvm.IRModule:
     except Exception as error:
         raise ModelFormatError(
             f"{path} is an archive but not one that torch.export.save wrote; expected ONNX, "
-            ".tflite, a torch.export program (.pt2) or a Relax module saved as JSON."
+            ".tflite, a torch.export program (.pt2), .tcz or a Relax module saved as JSON."
         ) from error
     return import_program(program, None)
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tvm_compress.ops.codebook import CODEBOOK, codebook, codebook_numpy
+from tvm_compress.ops.codebook import CODEBOOK, codebook, codebook_numpy, flat_codes
 
-__all__ = ["CODEBOOK", "codebook", "codebook_numpy"]
+__all__ = ["CODEBOOK", "codebook", "codebook_numpy", "flat_codes"]

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 from tvm_compress.errors import MissingToolError
 
 if TYPE_CHECKING:
+    from tvm_compress.training.distillation import teacher_outputs
     from tvm_compress.training.interpreter import TorchModule
     from tvm_compress.training.loop import TrainingStep, finetune
 
-__all__ = ["TorchModule", "TrainingStep", "finetune"]
+__all__ = ["TorchModule", "TrainingStep", "finetune", "teacher_outputs"]
 
 # torch takes seconds to import and is an extra, so a name is imported when it is asked for.
 _HOME = {
     "TorchModule": "tvm_compress.training.interpreter",
     "TrainingStep": "tvm_compress.training.loop",
     "finetune": "tvm_compress.training.loop",
+    "teacher_outputs": "tvm_compress.training.distillation",
 }
 
 

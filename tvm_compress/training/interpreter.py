@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tvm import relax
 
-from tvm_compress import edge, ir
+from tvm_compress import edge, fixed_point, ir
 from tvm_compress.errors import DataError, UnsupportedError
-from tvm_compress.ops import codebook
+from tvm_compress.ops import codebook, flat_codes
 from tvm_compress.tensors import input_specs, output_specs
 from tvm_compress.training.meaning import TORCH, Attributes, as_declared
 
@@ -41,10 +41,10 @@ class SharedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, centroids: Tensor) -> Tensor:
-        """Give the dense weight: ``codes`` int32 of any shape, ``centroids`` of shape (k,)."""
+        """Give the dense weight: ``codes`` int32 of any shape into the flattened ``centroids``."""
         ctx.save_for_backward(codes)
-        ctx.count = centroids.numel()
-        return torch.index_select(centroids, 0, codes.flatten()).reshape(codes.shape)
+        ctx.shape = centroids.shape
+        return torch.index_select(centroids.flatten(), 0, codes.flatten()).reshape(codes.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
@@ -52,17 +52,48 @@ class SharedWeight(torch.autograd.Function):
         (codes,) = ctx.saved_tensors
         (gradient,) = gradients
         flat = gradient.reshape(-1).to(torch.float64)
-        sums = torch.bincount(codes.flatten(), weights=flat, minlength=ctx.count)
-        return None, sums.to(gradient.dtype)
+        sums = torch.bincount(codes.flatten(), weights=flat, minlength=ctx.shape.numel())
+        return None, sums.to(gradient.dtype).reshape(ctx.shape)
+
+
+class FixedPointWeight(torch.autograd.Function):
+    """A weight rounded to its grid; the gradient goes straight through to the weight behind it.
+
+    Beyond the ends of the grid the gradient is 0. Source: Bengio et al., Estimating or Propagating
+    Gradients Through Stochastic Neurons (arXiv 1308.3432), straight-through estimator; Courbariaux
+    et al., BinaryConnect (arXiv 1511.00363), for weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, centroids: Tensor, scales: Tensor) -> Tensor:
+        """Round ``weight / scales`` to the grid of :mod:`tvm_compress.fixed_point`.
+
+        The scales (which broadcast to the weight) are those that the IR has behind the sum: so the
+        weight is trained in its own unit, whatever the number format.
+        """
+        size = centroids.numel()
+        numbers = torch.round(weight / (centroids[1] * scales))
+        clipped = numbers.clamp(-(size // 2), size // 2 - 1)
+        ctx.save_for_backward((numbers == clipped) / scales)
+        codes = clipped.to(torch.int64) & (size - 1)
+        return torch.index_select(centroids, 0, codes.flatten()).reshape(weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Pass the gradient on where the weight lies on the grid's range."""
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None, None
 
 
 class TorchModule(nn.Module):
     """A network that runs in torch what a canonical module says, with gradients.
 
     Its parameters are the floating parameters of the IR: a dense tensor under ``NAME:value``, the
-    centroids of a shared weight under ``NAME:centroids`` (its codes never change). Statistics of a
-    batch normalisation, scales of quantisation and tensors with infinities (masks of attention)
-    are parameters that do not ask for a gradient.
+    centroids of a shared weight under ``NAME:centroids`` (its codes never change). Of a weight in
+    fixed point (:mod:`tvm_compress.fixed_point`) the grid stays, and ``NAME:value`` is the weight
+    behind the rounding, so its codes change; those of 0 do not. Statistics of a batch
+    normalisation, scales of quantisation and of fixed point, and tensors with infinities (masks of
+    attention) are parameters that do not ask for a gradient.
 
     Args:
         mod: a module as :func:`tvm_compress.load` gives it.
@@ -80,12 +111,19 @@ class TorchModule(nn.Module):
         self._input_specs = input_specs(mod)
         self._output_specs = output_specs(mod)
         self._parameters_of_ir = ir.parameters(mod)
+        self._in_fixed_point = {
+            name
+            for name, parameter in self._parameters_of_ir.items()
+            if parameter.centroids is not None
+            and fixed_point.step_of(parameter.centroids) is not None
+        }
         self._slots: dict[Any, int] = {}
         self._steps: list[tuple[int, _Read]] = []
         self._weight_slots: list[tuple[int, str]] = []
         self._zeros: list[tuple[str, str]] = []
         self._constants = 0
         function = ir.main_function(mod)
+        self._scales = _scales_by_weight(mod)
         for param in function.params:
             self._slot(param)
         held = _held(function)
@@ -115,13 +153,20 @@ class TorchModule(nn.Module):
 
     def _register(self, parameter: ir.Parameter, trained: bool) -> None:
         name, value = parameter.name, parameter.value
-        if parameter.codes is not None and parameter.centroids is not None:
-            self.register_buffer(f"{name}:codes", _tensor(parameter.codes.astype(np.int32)))
+        if name in self._in_fixed_point:
+            scales = self._scales.get(name, np.ones(1, value.dtype))
+            self.register_buffer(f"{name}:grid", _tensor(np.asarray(parameter.centroids)))
+            self.register_buffer(f"{name}:scales", _tensor(scales))
+            self.register_parameter(f"{name}:value", nn.Parameter(_tensor(value * scales), trained))
+            self._hold(f"{name}:value", torch.from_numpy(np.asarray(value == 0)))
+        elif parameter.codes is not None and parameter.centroids is not None:
+            codes = flat_codes(parameter.codes, parameter.centroids.shape)
+            self.register_buffer(f"{name}:codes", _tensor(codes.astype(np.int32)))
             centroids = _tensor(parameter.centroids)
             self.register_parameter(f"{name}:centroids", nn.Parameter(centroids, trained))
-            if parameter.centroids[0] == 0:
-                zero = torch.zeros(centroids.shape, dtype=torch.bool)
-                zero[0] = True
+            zero = torch.zeros(centroids.shape, dtype=torch.bool)
+            zero[..., 0] = centroids[..., 0] == 0
+            if zero.any():
                 self._hold(f"{name}:centroids", zero)
         elif value.dtype.kind == "f":
             trained = trained and not np.isinf(value).any()
@@ -181,6 +226,10 @@ class TorchModule(nn.Module):
 
     def dense(self, name: str) -> Tensor:
         """Give a parameter's dense tensor, by its name in the IR, with its gradient's path."""
+        if name in self._in_fixed_point:
+            parts = [getattr(self, f"{name}:{part}") for part in ("value", "grid", "scales")]
+            rounded: Tensor = FixedPointWeight.apply(*parts)  # type: ignore[no-untyped-call]
+            return rounded
         if self._parameters_of_ir[name].shared:
             centroids: Tensor = getattr(self, f"{name}:centroids")
             codes: Tensor = getattr(self, f"{name}:codes")
@@ -246,11 +295,22 @@ class TorchModule(nn.Module):
             getattr(self, attribute).masked_fill_(getattr(self, zeros), 0.0)
 
     def to_relax(self) -> tvm.IRModule:
-        """Give the module with the present values; the structure and all codes are the same."""
+        """Give the module with the present values: of the same structure, with the same zeros.
+
+        The codes are the same too, but for those of weights in fixed point.
+        """
         new: dict[str, tvm.ir.Expr] = {}
         for name, parameter in self._parameters_of_ir.items():
             old = parameter.value if parameter.centroids is None else parameter.centroids
             if old.dtype.kind != "f":
+                continue
+            if name in self._in_fixed_point:
+                latent = getattr(self, f"{name}:value").detach().cpu().numpy()
+                bits = old.size.bit_length() - 1
+                # Divided by the same numbers of the same dtype as in FixedPointWeight.
+                steps = old[1] * getattr(self, f"{name}:scales").cpu().numpy()
+                codes = fixed_point.encode(latent, bits, steps)
+                new[name] = codebook(edge.constant(codes), edge.constant(old))
                 continue
             attribute = f"{name}:centroids" if parameter.shared else f"{name}:value"
             value = edge.constant(getattr(self, attribute).detach().cpu().numpy().astype(old.dtype))
@@ -273,12 +333,26 @@ def _declared(ty: Any) -> Any:
 
 def _held(function: relax.Function) -> set[str]:
     """Give the names of the variables that are an argument which is not to be trained."""
-    return {
+    held = {
         edge.var_name(binding.value.args[index])
         for binding in ir.bindings(function)
         for index in _HELD_ARGUMENTS.get(edge.op_name(binding.value) or "", ())
         if isinstance(binding.value.args[index], relax.Var)
     }
+    return held | set(ir.scales(function).values())
+
+
+def _scales_by_weight(mod: tvm.IRModule) -> dict[str, NDArray[Any]]:
+    """Give the scales behind the sums of weights in fixed point, in the shape of the weights."""
+    found, named, weights = {}, ir.parameters(mod), ir.weights(mod)
+    for name, scale in ir.scales(ir.main_function(mod)).items():
+        shape, axis = named[name].value.shape, weights[name].output_axis
+        places = [1] * len(shape)
+        places[axis] = shape[axis]
+        scales = named[scale].value.ravel()
+        if scales.size >= shape[axis]:  # of a transposed convolution in groups they repeat
+            found[name] = scales[: shape[axis]].reshape(places)
+    return found
 
 
 def _input_of_last_softmax(function: relax.Function, output: Any) -> Any:

@@ -32,7 +32,7 @@ from tvm_compress.training.samples import Samples, check_labels, check_samples, 
 
 __all__ = ["TrainingStep", "finetune"]
 
-Loss = Literal["cross_entropy", "mse"] | Callable[[Any, Any], Tensor]
+Loss = Literal["cross_entropy", "mse", "distillation"] | Callable[[Any, Any], Tensor]
 
 # Between the ends of epochs a checkpoint is at most this old.
 _CHECKPOINT_SECONDS = 30.0
@@ -130,16 +130,18 @@ def finetune(
         data: ``(x, y)``. ``x``: an array (N, *input shape) of the input's dtype, where the input's
             batch axis of 1 may be left out; a dict of arrays by input name for several inputs.
             ``y``: for ``cross_entropy`` integer labels (N,), or (N, *places) where the output has
-            further axes before its classes; for ``mse`` floats of the output's shape; for a
+            further axes before its classes; for ``mse`` floats of the output's shape; for
+            ``distillation`` what :func:`tvm_compress.training.teacher_outputs` gives; for a
             function what it takes, one array or a dict of arrays of N rows.
         epochs: how often each sample is seen; 0 changes nothing.
         lr: learning rate.
         batch_size: samples a step; the last batch of an epoch may be smaller.
         optimizer: ``adam``, or ``sgd`` with ``momentum``.
         loss: ``cross_entropy`` (of the softmax's input where the network ends in a softmax, else
-            the output is taken as logits), ``mse``, or a function of the output (samples, *shape
-            of the IR; a tuple for several outputs) and the targets of a batch (a tensor, or a dict
-            of them) that gives a scalar tensor.
+            the output is taken as logits), ``mse``, ``distillation`` (the divergence from the
+            classes' probabilities that the targets say, without labels), or a function of the
+            output (samples, *shape of the IR; a tuple for several outputs) and the targets of a
+            batch (a tensor, or a dict of them) that gives a scalar tensor.
         seed: of the order of the samples, and of torch's random numbers in a loss.
         momentum: of ``sgd``, from 0 to below 1.
         weight_decay: factor of the weights that is added to their gradients.
@@ -165,7 +167,7 @@ def finetune(
         epochs, lr, batch_size, optimizer, momentum, weight_decay, _loss_name(loss), seed
     )
     path = None if checkpoint is None else checkpoints.check_path(checkpoint)
-    net = TorchModule(mod, before_softmax=loss == "cross_entropy")
+    net = TorchModule(mod, before_softmax=loss in ("cross_entropy", "distillation"))
     objective = _Objective(mod, net, loss)
     samples = objective.check("training data", data, mod)
     judged = None if validation is None else objective.check("validation data", validation, mod)
@@ -190,9 +192,10 @@ def _loss_name(loss: Loss) -> str:
     if callable(loss):
         name = getattr(loss, "__qualname__", type(loss).__qualname__)
         return f"{getattr(loss, '__module__', '')}.{name}"
-    if loss not in ("cross_entropy", "mse"):
+    if loss not in ("cross_entropy", "mse", "distillation"):
         raise OptionError(
-            f"finetune: the loss is {loss!r}; expected cross_entropy, mse or a function."
+            f"finetune: the loss is {loss!r}; expected cross_entropy, mse, distillation or a "
+            "function."
         )
     return loss
 
@@ -229,10 +232,12 @@ class _Objective:
                 "give a function of all outputs as the loss."
             )
         (self.output,) = outputs
-        if loss == "cross_entropy" and all(size == 1 for size in self.output.shape):
+        if loss in ("cross_entropy", "distillation") and all(
+            size == 1 for size in self.output.shape
+        ):
             raise UnsupportedError(
                 f"finetune: the output {self.output.name} has one element; expected at least two "
-                "classes for the loss cross_entropy: use mse or a function."
+                f"classes for the loss {loss}: use mse or a function."
             )
 
     def check(self, what: str, data: Any, mod: tvm.IRModule) -> Samples:
@@ -247,6 +252,9 @@ class _Objective:
             return self.loss(outputs, targets)
         if self.loss == "mse":
             return F.mse_loss(outputs, targets)
+        if self.loss == "distillation":
+            said, wanted = (F.log_softmax(self._logits(v), 1) for v in (outputs, targets))
+            return F.kl_div(said, wanted, reduction="batchmean", log_target=True)
         return F.cross_entropy(self._logits(outputs), targets.reshape(-1))
 
     def _logits(self, outputs: Tensor) -> Tensor:

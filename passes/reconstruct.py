@@ -1,0 +1,198 @@
+"""``reconstruct``: prune and share weights in one shot, by a few hundred inputs without labels.
+
+Before::
+
+    conv_weight = const                                          # dense float32
+    y = R.nn.conv2d(x, conv_weight)
+
+After ``Reconstruct(sparsity=0.5, bits=4).on(inputs)``::
+
+    conv_weight = tvm_compress.codebook(codes, centroids)        # half of the codes are 0
+    y = R.nn.conv2d(x, conv_weight)
+
+Layer after layer, from the front: the inputs that the layer gets behind the layers compressed
+before it give its Gram matrix; the weights of least worth are pruned and the others moved so that
+the outputs change least; then weights are rounded to centroids column by column, each rounding
+compensated by the columns behind, and at last the centroids are fitted to the codes. Sources:
+:mod:`tvm_compress.reconstruction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from tvm_compress import clustering, edge, ir
+from tvm_compress import reconstruction as solve
+from tvm_compress.errors import OptionError, PassError
+from tvm_compress.ops import codebook
+from tvm_compress.passes.base import Pass
+from tvm_compress.passes.canonicalize import Canonicalize
+from tvm_compress.passes.prune import check_weight, option_by_layer
+
+__all__ = ["Calibrated", "Reconstruct"]
+
+
+@dataclass(frozen=True)
+class Reconstruct(Pass):
+    """One-shot pruning and sharing that keeps each layer's outputs on given inputs.
+
+    The options are the fields; the inputs are no option: ``Reconstruct(...).on(inputs)`` is the
+    pass that runs, and :func:`tvm_compress.compress` gives its ``calibrate=`` to it.
+
+    Args:
+        sparsity: share of each layer's weights that become zero, 0..1.
+        bits: bits of a code, 1..8; 0 leaves the weights dense.
+        small: a layer that holds less than this share of all weights, 0..1, is not pruned and has
+            codes of 2 bits more (8 at most): the first and the last layer and depthwise ones, whose
+            weights are few and matter most.
+        damping: added to the diagonal of a layer's Gram matrix, as a share of its mean, above 0;
+            more of it trusts the inputs less.
+        layers: sparsity by pattern of the weight's name, in place of what follows from the other
+            options; the first pattern that fits counts.
+        layer_bits: bits by pattern of the weight's name, likewise.
+
+    Raises:
+        OptionError: an option outside its range, or a pattern that fits no weight.
+        PassError: there are no inputs; a weight is shared already, is not float32 or is not finite.
+    """
+
+    name: ClassVar[str] = "reconstruct"
+
+    sparsity: float = 0.5
+    bits: int = 4
+    small: float = 0.04
+    damping: float = 0.1
+    layers: Mapping[str, float] = field(default_factory=dict)
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for value in (self.sparsity, *self.layers.values()):
+            if not 0.0 <= value <= 1.0:
+                raise OptionError(
+                    f"reconstruct: the sparsity is {value}; expected a number from 0 to 1."
+                )
+        if not 0.0 <= self.small <= 1.0:
+            raise OptionError(f"reconstruct: small is {self.small}; expected a number from 0 to 1.")
+        for bits in (self.bits, *self.layer_bits.values()):
+            if bits not in range(9):
+                raise OptionError(
+                    f"reconstruct: the codes have {bits} bits; expected a whole number from 1 to "
+                    "8, or 0 for dense weights."
+                )
+        if not 0.0 < self.damping < np.inf:
+            raise OptionError(
+                f"reconstruct: the damping is {self.damping}; expected a number above 0, such as "
+                "0.1."
+            )
+
+    def on(self, inputs: Any) -> Calibrated:
+        """Give the pass that runs on a network with these inputs.
+
+        Args:
+            inputs: N samples: an array (N, ...) or arrays by input name. A few hundred do.
+        """
+        return Calibrated(self, inputs)
+
+    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
+        """Refuse: without inputs there is nothing to reconstruct.
+
+        Raises:
+            PassError: always.
+        """
+        raise PassError(
+            "reconstruct: there are no inputs; expected some hundred samples without labels: give "
+            "compress() calibrate=x, or apply Reconstruct(...).on(x). Without any, use prune and "
+            "share-weights."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated(Pass):
+    """A :class:`Reconstruct` with its inputs; two are equal only if they are the same object."""
+
+    name: ClassVar[str] = "reconstruct"
+
+    options: Reconstruct
+    inputs: Any
+
+    # Not those of Pass, which would compare no field at all.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
+        """Give the module with pruned and shared weights.
+
+        Raises:
+            DataError: inputs of a wrong name, shape or dtype.
+            UnsupportedError: an operator without a numpy meaning.
+        """
+        o = self.options
+        mod = Canonicalize().apply(mod)
+        weights = ir.weights(mod)
+        sparsity = option_by_layer(self.name, weights, o.layers)
+        bits = option_by_layer(self.name, weights, o.layer_bits)
+        for weight in weights.values():
+            value = check_weight(self.name, weight)
+            if value.dtype != np.float32:
+                raise PassError(
+                    f"reconstruct: the weight {weight.name} is {value.dtype}; expected float32: "
+                    "convert the network before it is compressed."
+                )
+        new: dict[str, tvm.ir.Expr] = {}
+        named = ir.parameters(mod)
+        total = sum(weight.parameter.value.size for weight in weights.values())
+
+        def change(layer: solve.LayerInputs) -> dict[str, NDArray[Any]]:
+            name, values = layer.name, {}
+            few = layer.rows.size < o.small * total
+            share = sparsity.get(name, 0.0 if few else o.sparsity)
+            width = bits.get(name, min(o.bits + 2, 8) if few and o.bits else o.bits)
+            new[name], rows = _compress(layer, share, width, o.damping)
+            values[name] = layer.dense(rows)
+            if layer.bias is not None:
+                bias = named[layer.bias].value
+                moved = (bias + layer.bias_change(rows).reshape(bias.shape)).astype(bias.dtype)
+                new[layer.bias], values[layer.bias] = edge.constant(moved), moved
+            return values
+
+        solve.layer_inputs(mod, self.inputs, change)
+        return ir.replace_parameters(mod, new)
+
+
+def _compress(
+    layer: solve.LayerInputs, sparsity: float, bits: int, damping: float
+) -> tuple[tvm.ir.Expr, NDArray[np.float32]]:
+    """Give the new binding of a layer's weight, and its values as rows."""
+    grams = [solve.damped(gram, damping) for gram in layer.gram]
+    aims = [
+        solve.target_rows(*parts, damping)
+        for parts in zip(layer.rows, layer.gram, layer.cross, strict=True)
+    ]
+    drop = round(sparsity * layer.rows[0].size)
+    stays = [solve.prune_rows(aim, gram, drop) for aim, gram in zip(aims, grams, strict=True)]
+    pruned = np.stack([solve.refit_rows(*p) for p in zip(aims, grams, stays, strict=True)])
+    if not bits:
+        rows = pruned.astype(np.float32)
+        return edge.constant(layer.dense(rows)), rows
+    _, table = clustering.share(pruned.astype(np.float32), bits)
+    used = 1 + min(np.unique(pruned[np.stack(stays)].astype(np.float32)).size, table.size - 1)
+    codes = np.zeros(layer.rows.shape, np.uint8)
+    if used > 1:
+        centroids = table[:used].astype(np.float64)
+        codes = np.stack(
+            [
+                solve.share_rows(rows, gram, centroids, kept)
+                for rows, gram, kept in zip(pruned, grams, stays, strict=True)
+            ]
+        )
+        parts = list(zip(aims, grams, codes, strict=True))
+        table[:used] = solve.fit_centroids(parts, centroids)
+    expr = codebook(edge.constant(layer.dense(codes)), edge.constant(table))
+    return expr, np.take(table, codes)

@@ -1,0 +1,409 @@
+"""Pruning and sharing of one layer so that its outputs on given inputs change least.
+
+A layer's squared output error is a quadratic form of its weights' change: for a weight of rows
+(one row an output) and inputs ``x``, ``sum (dw @ x)**2 = sum dw @ H @ dw.T`` with the layer's
+Gram matrix ``H = sum x x^T``. So a few hundred inputs without labels tell which weights matter and
+how the others have to move when one is taken or rounded.
+
+Sources: Frantar & Alistarh, Optimal Brain Compression (arXiv 2208.11580), section 3 and 5;
+SparseGPT (arXiv 2301.00774), section 3; Frantar et al., GPTQ (arXiv 2210.17323), section 3. The
+formulas are those of optimal brain surgeon: a weight ``p`` that moves by ``d`` costs
+``d**2 / inv(H)[p, p]``, and the best move of the others is ``-d * inv(H)[:, p] / inv(H)[p, p]``.
+
+Everything here is numpy on arrays; :class:`tvm_compress.passes.Reconstruct` carries it to a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from tvm_compress import edge, ir
+from tvm_compress.ops.layout import axes_between, spatial, split_padding
+from tvm_compress.targets.reference import evaluate
+from tvm_compress.tensors import check_samples, input_specs
+
+__all__ = [
+    "LayerInputs",
+    "damped",
+    "fit_centroids",
+    "layer_inputs",
+    "output_error",
+    "prune_rows",
+    "refit_rows",
+    "share_rows",
+    "target_rows",
+]
+
+_Floats = NDArray[np.float64]
+_BLOCK = 64  # columns whose pruned weights are chosen together
+
+
+def output_error(change: _Floats, gram: _Floats) -> float:
+    """Give the squared output error of a change of weights (rows, columns).
+
+    >>> output_error(np.array([[1.0, -1.0]]), np.array([[2.0, 0.5], [0.5, 1.0]]))
+    2.0
+    """
+    return float(np.einsum("rc,cd,rd->", change, gram, change, optimize=True))
+
+
+def damped(gram: _Floats, damping: float) -> _Floats:
+    """Add ``damping`` times the mean of the diagonal to it, so that the matrix has an inverse.
+
+    An input that is always zero gets a diagonal of its own.
+
+    >>> damped(np.diag([1.0, 3.0, 0.0]), 0.75)
+    array([[2., 0., 0.],
+           [0., 4., 0.],
+           [0., 0., 1.]])
+    """
+    level = damping * float(np.mean(np.diag(gram)))
+    return gram + (level or 1.0) * np.eye(len(gram))
+
+
+def _upper_factor(gram: _Floats) -> _Floats:
+    """Give the upper Cholesky factor ``U`` of the inverse: ``inv(gram) = U.T @ U``.
+
+    Row ``c`` of it, over its diagonal, is how the columns behind ``c`` compensate for ``c`` once
+    the columns before are settled (GPTQ, section 3.3).
+    """
+    return np.linalg.cholesky(np.linalg.inv(gram)).T
+
+
+def prune_rows(weight: _Floats, gram: _Floats, drop: int) -> NDArray[np.bool_]:
+    """Choose ``drop`` weights to set to zero, with the others' compensation in view.
+
+    Weights are settled in blocks of columns; within a block those of the smallest cost go, and the
+    columns behind take up the error (SparseGPT, section 3.2). The share of every block is chosen
+    by the costs of the whole layer at its first state, so blocks of little worth lose more.
+
+    Args:
+        weight: (rows, columns).
+        gram: (columns, columns), positive definite: see :func:`damped`.
+        drop: how many weights become zero, 0 to ``weight.size``.
+
+    Returns:
+        The weights that stay, bool of the same shape; :func:`refit_rows` gives their values.
+    """
+    weight = weight.copy()
+    columns = weight.shape[1]
+    factor = _upper_factor(gram)
+    cost_of = np.diag(factor) ** 2
+    first = weight**2 / cost_of
+    order = np.argsort(first, axis=None, kind="stable")[:drop]
+    counts = np.bincount(order % columns // _BLOCK, minlength=-(-columns // _BLOCK))
+    stays = np.ones(weight.shape, bool)
+    for block, count in enumerate(counts):
+        start = block * _BLOCK
+        end = min(start + _BLOCK, columns)
+        cost = weight[:, start:end] ** 2 / cost_of[start:end]
+        chosen = np.argsort(cost, axis=None, kind="stable")[:count]
+        here = np.ones(cost.shape, bool)
+        here.reshape(-1)[chosen] = False
+        stays[:, start:end] = here
+        for column in range(start, end):
+            error = np.where(stays[:, column], 0.0, weight[:, column]) / factor[column, column]
+            weight[:, column:] -= error[:, None] * factor[column, column:]
+    return stays
+
+
+def refit_rows(weight: _Floats, gram: _Floats, stays: NDArray[np.bool_]) -> _Floats:
+    """Give the weights of least output error that are zero outside ``stays``.
+
+    The exact solution of the normal equations of each row (Optimal Brain Compression, section 3
+    is its greedy form).
+
+    Args:
+        weight: (rows, columns), before pruning.
+        gram: (columns, columns), positive definite.
+        stays: which weights may differ from zero.
+    """
+    target = weight @ gram
+    result = np.zeros_like(weight)
+    for row, mask in enumerate(stays):
+        if mask.all():
+            result[row] = weight[row]
+        elif mask.any():
+            result[row, mask] = np.linalg.solve(gram[np.ix_(mask, mask)], target[row, mask])
+    return result
+
+
+def share_rows(
+    weight: _Floats, gram: _Floats, centroids: _Floats, stays: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Round weights to centroids column by column; the columns behind take up the error.
+
+    GPTQ (section 3.1) with a codebook in place of a grid.
+
+    Args:
+        weight: (rows, columns).
+        gram: (columns, columns), positive definite.
+        centroids: (k,) ascending from index 1 on; index 0 is the zero of the pruned weights.
+        stays: weights that get a code from 1 on; the others get code 0.
+
+    Returns:
+        The codes, uint8 (rows, columns).
+    """
+    weight = weight.copy()
+    factor = _upper_factor(gram)
+    free = centroids[1:]
+    bounds = (free[1:] + free[:-1]) / 2
+    codes = np.zeros(weight.shape, np.uint8)
+    for column in range(weight.shape[1]):
+        nearest = np.searchsorted(bounds, weight[:, column]) + 1
+        codes[:, column] = np.where(stays[:, column], nearest, 0)
+        error = (weight[:, column] - centroids[codes[:, column]]) / factor[column, column]
+        # What is pruned stays zero, so nothing is moved there: its error passes on at its turn.
+        weight[:, column:] -= error[:, None] * factor[column, column:]
+    return codes
+
+
+def fit_centroids(
+    parts: Sequence[tuple[_Floats, _Floats, NDArray[np.uint8]]], centroids: _Floats
+) -> _Floats:
+    """Give the centroids of least output error for given codes; centroid 0 stays zero.
+
+    The error is a quadratic form of the centroids too: with ``S_r`` (k, columns) telling which
+    columns of row ``r`` have each code, its normal matrix is ``sum_r S_r H S_r^T``.
+
+    Args:
+        parts: (weight, gram, codes) of each group of rows that shares a Gram matrix.
+        centroids: (k,), the present ones; those that no code uses stay as they are.
+    """
+    count = len(centroids)
+    matrix, right = np.zeros((count, count)), np.zeros(count)
+    for weight, gram, codes in parts:
+        target = weight @ gram
+        for row, code in enumerate(codes):
+            indicator = np.zeros((count, code.size))
+            indicator[code, np.arange(code.size)] = 1.0
+            matrix += indicator @ gram @ indicator.T
+            right += indicator @ target[row]
+    used = np.unique(np.concatenate([codes.ravel() for _, _, codes in parts]))
+    used = used[used > 0]
+    result = centroids.copy()
+    if used.size:
+        result[used] = np.linalg.lstsq(matrix[np.ix_(used, used)], right[used], rcond=1e-10)[0]
+    return result
+
+
+def target_rows(weight: _Floats, gram: _Floats, cross: _Floats, damping: float) -> _Floats:
+    """Give the dense weights that best repeat the outputs of the layer before compression.
+
+    The layer used to see ``x`` and sees ``z`` now, what the compressed layers in front of it give.
+    Least squares with a pull towards the weights as they were, of the strength of the damping.
+
+    Args:
+        weight: (rows, columns).
+        gram: (columns, columns), ``sum z z^T``, not damped.
+        cross: (columns, columns), ``sum x z^T``.
+        damping: see :func:`damped`.
+    """
+    held = damped(gram, damping)
+    return np.asarray(np.linalg.solve(held, (weight @ (cross + held - gram)).T).T, np.float64)
+
+
+# ---- a layer's inputs ----------------------------------------------------------------------------
+
+
+@dataclass
+class LayerInputs:
+    """A convolution or product with its weight as rows, and what its inputs look like.
+
+    ``z`` is an input of the layer behind the layers that were compressed already, ``x`` the input
+    in the same place of the network as it was; one input is what one output is a product with.
+
+    Attributes:
+        name: the weight's name.
+        bias: the name of the bias that belongs to this layer alone, or None.
+        rows: the weight as (groups, rows of a group, columns), float64.
+        gram: (groups, columns, columns), the mean of ``z z^T``, around the mean where there is a
+            bias that can take up a shift.
+        cross: (groups, columns, columns), the mean of ``x z^T`` likewise.
+        shift: (groups, columns) mean of ``x``, and of ``z``.
+    """
+
+    name: str
+    bias: str | None
+    rows: _Floats
+    gram: _Floats
+    cross: _Floats
+    shift: tuple[_Floats, _Floats]
+    _shape: tuple[int, ...]
+    _axes: tuple[int, ...]  # of the weight in the order O I + spatial
+
+    def dense(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Lay rows (or codes) out as the weight is."""
+        moved = [self._shape[axis] for axis in self._axes]
+        return np.transpose(rows.reshape(moved), np.argsort(self._axes))
+
+    def bias_change(self, rows: NDArray[Any]) -> _Floats:
+        """Give what the bias must grow by, (outputs,), so that the outputs' means stay."""
+        old, new = self.shift
+        return np.asarray(
+            np.einsum("grc,gc->gr", self.rows, old) - np.einsum("grc,gc->gr", rows, new)
+        ).ravel()
+
+
+class _Stream:
+    """Evaluates a module binding by binding for all samples at once."""
+
+    def __init__(self, mod: tvm.IRModule, samples: Mapping[str, NDArray[Any]]) -> None:
+        self.function = ir.main_function(mod)
+        self.values: dict[Any, Any] = {}  # by variable: one value, or a list of one a sample
+        self.many: set[Any] = set()
+        self.count = len(next(iter(samples.values())))
+        self.left = edge.use_counts(self.function)
+        for param in self.function.params:
+            self.values[param] = list(samples[edge.var_name(param)])
+            self.many.add(param)
+        for binding in ir.bindings(self.function):  # a bias stands behind its layer
+            if not list(edge.variables_in(binding.value)):
+                name = edge.var_name(binding.var)
+                self.values[binding.var] = evaluate(binding.value, {}, name)
+
+    def step(self, binding: Any) -> None:
+        """Evaluate one binding."""
+        variables = list(edge.variables_in(binding.value))
+        name = edge.var_name(binding.var)
+        if not variables:
+            return
+        if not any(var in self.many for var in variables):
+            self.values[binding.var] = evaluate(binding.value, self.values, name)
+        else:
+            self.values[binding.var] = [
+                evaluate(binding.value, self._sample(variables, i), name) for i in range(self.count)
+            ]
+            self.many.add(binding.var)
+        for var in variables:
+            self.left[var] -= 1
+            if not self.left[var]:  # what nothing uses any more need not be kept for all samples
+                self.values.pop(var, None)
+
+    def _sample(self, variables: Sequence[Any], index: int) -> dict[Any, Any]:
+        return {v: self.values[v][index] if v in self.many else self.values[v] for v in variables}
+
+
+def layer_inputs(
+    mod: tvm.IRModule,
+    inputs: NDArray[Any] | Mapping[str, NDArray[Any]],
+    change: Callable[[LayerInputs], Mapping[str, NDArray[Any]]],
+) -> None:
+    """Run a module from the front and show every layer that has a weight, with its inputs.
+
+    The module runs twice in step, as it is and with the parameters that ``change`` gives.
+
+    Args:
+        mod: a canonical module.
+        inputs: samples, as :func:`tvm_compress.targets.reference.run` takes them.
+        change: is called once a weight, at its first use, and gives the parameters (the weight, its
+            bias) that have other values from then on.
+
+    Raises:
+        DataError: inputs of a wrong name, shape or dtype.
+        UnsupportedError: an operator without a numpy meaning.
+    """
+    weights = ir.weights(mod)
+    samples = check_samples(input_specs(mod), inputs)
+    before, after = _Stream(mod, samples), _Stream(mod, samples)
+    biases = _biases(before.function)
+    done: set[str] = set()
+    for binding in ir.bindings(before.function):
+        call = binding.value
+        if isinstance(call, tvm.ir.Call) and len(call.args) == 2:
+            name = edge.var_name(call.args[1]) if isinstance(call.args[1], relax.Var) else ""
+            if name in weights and name not in done:
+                layer = _layer(call, biases.get(binding.var), before, after)
+                if layer is not None:
+                    done.add(name)
+                    new = change(layer)
+                    for var in (call.args[1], biases.get(binding.var)):
+                        if var is not None and edge.var_name(var) in new:
+                            after.values[var] = new[edge.var_name(var)]
+        before.step(binding)
+        after.step(binding)
+
+
+def _biases(function: relax.Function) -> dict[Any, Any]:
+    """Give the constant that is added to each variable, where it is used for nothing else."""
+    uses = edge.use_counts(function)
+    constants = {
+        b.var for b in ir.bindings(function) if isinstance(b.value, edge.Constant) and uses[b.var]
+    }
+    return {
+        b.value.args[0]: b.value.args[1]
+        for b in ir.bindings(function)
+        if edge.op_name(b.value) == "relax.add"
+        and b.value.args[1] in constants
+        and uses[b.value.args[0]] == uses[b.value.args[1]] == 1
+    }
+
+
+def _layer(call: Any, bias: Any, before: _Stream, after: _Stream) -> LayerInputs | None:
+    operator = edge.op_name(call) or ""
+    convolution = operator in ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
+    data, weight = call.args
+    value = np.asarray(before.values[weight])
+    if data not in before.many or not (
+        convolution or (operator == "relax.matmul" and value.ndim == 2)
+    ):
+        return None
+    axes: tuple[int, ...] = (1, 0)
+    groups = 1
+    if convolution:
+        axes = axes_between(str(call.attrs.kernel_layout), "OI" + spatial(value.ndim - 2))
+        groups = int(call.attrs.groups)
+    moved = np.transpose(value, axes).astype(np.float64)
+    rows = moved.reshape(groups, moved.shape[0] // groups, -1)
+    gram, cross = (np.zeros((groups, rows.shape[2], rows.shape[2])) for _ in range(2))
+    old, new = (np.zeros((groups, rows.shape[2])) for _ in range(2))
+    count = 0
+    for x, z in zip(before.values[data], after.values[data], strict=True):
+        if convolution:
+            x, z = (_columns(call, v, moved.shape, groups) for v in (x, z))
+        else:
+            x, z = _as_rows(x), _as_rows(z)
+        gram += np.matmul(z.transpose(0, 2, 1), z)
+        cross += np.matmul(x.transpose(0, 2, 1), z)
+        old += x.sum(1, dtype=np.float64)
+        new += z.sum(1, dtype=np.float64)
+        count += x.shape[1]
+    gram, cross, old, new = (sums / count for sums in (gram, cross, old, new))
+    outputs = moved.shape[0]
+    shifts = bias is not None and before.values[bias].size == outputs
+    if shifts:
+        gram -= new[:, :, None] * new[:, None, :]
+        cross -= old[:, :, None] * new[:, None, :]
+    name = edge.var_name(bias) if shifts else None
+    return LayerInputs(
+        edge.var_name(weight), name, rows, gram, cross, (old, new), value.shape, axes
+    )
+
+
+def _as_rows(x: NDArray[Any]) -> NDArray[Any]:
+    return x.reshape(1, -1, x.shape[-1])
+
+
+def _columns(call: Any, x: NDArray[Any], kernel: Sequence[int], groups: int) -> NDArray[Any]:
+    """Give (groups, places, inputs of a group * taps): what each output is a product with."""
+    a = call.attrs
+    rank = x.ndim - 2
+    x = np.transpose(x, axes_between(str(a.data_layout), "NC" + spatial(rank)))
+    x = np.pad(x, [(0, 0), (0, 0), *split_padding([int(p) for p in a.padding])])
+    dilation, strides = [int(d) for d in a.dilation], [int(s) for s in a.strides]
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel[2:], dilation, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
+    steps = tuple(slice(None, None, step) for step in (*strides, *dilation))
+    view = view[(slice(None), slice(None), *steps)]
+    places = view.shape[2 : 2 + rank]
+    view = view.reshape(x.shape[0], groups, x.shape[1] // groups, int(np.prod(places)), -1)
+    # (N, groups, inputs, places, taps) -> (groups, N, places, inputs, taps)
+    moved = view.transpose(1, 0, 3, 2, 4)
+    return moved.reshape(groups, x.shape[0] * int(np.prod(places)), -1)
