@@ -334,13 +334,8 @@ def relax_operators_for_te() -> Iterator[None]:
         relax.BlockBuilder.emit_te = original
 
 
-def dtype_of_buffer(ty: Any) -> str:
-    """Give the element dtype of a TIR buffer's type."""
-    return dtype_of_prim(ty)
-
-
 def dtype_of_prim(expr: Any) -> str:
-    """Give the dtype of a TIR expression or type."""
+    """Give the dtype of a TIR expression or type; of a buffer's type that of its elements."""
     ty = getattr(expr, "ty", expr)
     dtype = ty.dtype
     return str(getattr(dtype, "dtype", dtype))

@@ -110,10 +110,10 @@ def _passes(function: tirx.PrimFunc) -> list[Any]:
 
 
 def _narrow_indices(function: tirx.PrimFunc) -> Any:
-    dtypes = [edge.dtype_of_buffer(param.ty) for param in function.params]
+    dtypes = [edge.dtype_of_prim(param.ty) for param in function.params]
 
     def visit(block: Any) -> None:
-        dtypes.extend(edge.dtype_of_buffer(buffer.ty) for buffer in block.alloc_buffers)
+        dtypes.extend(edge.dtype_of_prim(buffer.ty) for buffer in block.alloc_buffers)
 
     tvm_ffi.structural_walk(function.body, [(s_tir.SBlock, visit)])
     if "int64" in dtypes:
@@ -152,9 +152,7 @@ def _with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[int, .
     def allocate(statement: Any) -> Any:
         buffer = statement.buffer
         ty = buffer.ty
-        size = (
-            int(np.prod([int(n) for n in ty.shape])) * np.dtype(edge.dtype_of_buffer(ty)).itemsize
-        )
+        size = int(np.prod([int(n) for n in ty.shape])) * np.dtype(edge.dtype_of_prim(ty)).itemsize
         if size <= _STACK_BYTES:
             return statement
         pointer = _pointer(f"workspace{len(spaces)}", ty)
@@ -183,7 +181,7 @@ def _with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[int, .
 
 
 def _pointer(name: str, ty: Any) -> Any:
-    return tvm.ir.Var(f"{name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(edge.dtype_of_buffer(ty))))
+    return tvm.ir.Var(f"{name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(edge.dtype_of_prim(ty))))
 
 
 def _exact_float(value: Any) -> Any:
