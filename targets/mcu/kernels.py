@@ -270,7 +270,7 @@ class _Kernel:
         first.set(as_int(rows[o]))
         count.set(as_int(rows[o + 1]) - first.get())
         with loop("entry", 0, count.get()) as entry:
-            gap, value = self.source.entry(self.weights, first.get() + entry)
+            gap, value = self.source.entry(self.weights, o, first.get() + entry)
             weight = register("weight")
             weight.set(value)
             position.set(position.get() + gap)

@@ -8,6 +8,7 @@ fused by TVM's own passes. The result is an ordinary Relax module: TVM can compi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -251,10 +252,9 @@ def _find_groups(mod: tvm.IRModule, named: dict[str, ir.Parameter]) -> dict[str,
         if geometry is not None:
             weight = value.args[1]
             known = isinstance(weight, relax.Var) and edge.var_name(weight) in named
-            # The kernels read a plain codebook; those of parts are read through the gather.
-            centroids = named[edge.var_name(weight)].centroids if known else None
-            parts = centroids is not None and centroids.ndim > 1
-            if known and not parts and edge.dtype_of(weight) == "float32":
+            # Codebooks of other parts than groups of outputs are read through the gather.
+            known = known and _by_output(named[edge.var_name(weight)], geometry)
+            if known and edge.dtype_of(weight) == "float32":
                 open_groups[var] = _Group(value, geometry, weight, [edge.var_name(var)])
             continue
         index = _continues(value, open_groups, uses)
@@ -264,6 +264,14 @@ def _find_groups(mod: tvm.IRModule, named: dict[str, ir.Parameter]) -> dict[str,
             group.names.append(edge.var_name(var))
             open_groups[var] = group
     return {edge.var_name(var): group for var, group in open_groups.items()}
+
+
+def _by_output(parameter: ir.Parameter, geometry: Geometry) -> bool:
+    """Whether a weight has one codebook, or one for each group of output channels."""
+    if parameter.centroids is None or parameter.centroids.ndim == 1:
+        return True
+    parts = parameter.centroids.shape[:-1]
+    return bool(parts[-1 if geometry.rank == 0 else 0] == math.prod(parts))
 
 
 def _continues(value: Any, groups: dict[Any, _Group], uses: dict[Any, int]) -> int | None:
@@ -301,10 +309,12 @@ def choose_layout(parameter: ir.Parameter, geometry: Geometry) -> Source:
     if parameter.codes is not None and parameter.centroids is not None:
         codes = rows(parameter.codes)
         bits = max(1, int(codes.max(initial=0)).bit_length())
-        centroids = parameter.centroids[: 1 << bits]
+        centroids = parameter.centroids[..., : 1 << bits]
+        if centroids.ndim > 1:
+            centroids = centroids.reshape(-1, centroids.shape[-1])
         packed = DenseCodes.pack(codes, bits)
         candidates.append((packed.nbytes + centroids.nbytes, PackedCodes(packed, centroids)))
-        if parameter.centroids[0] == 0 and (codes == 0).any():
+        if not parameter.centroids[..., 0].any() and (codes == 0).any():
             gaps = _pack_gaps(stream_order(codes, geometry), bits)
             candidates.append((gaps.nbytes + centroids.nbytes, PackedGaps(gaps, centroids)))
     elif (dense == 0).any():

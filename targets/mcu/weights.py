@@ -43,9 +43,20 @@ class Dense:
         return buffers[0][row, column]
 
 
+def _centroid(centroids: Expr, rows: int, row: Expr, code: Expr) -> Expr:
+    """Give the centroid of a code: of the one codebook, or of that of the row's group."""
+    if len(centroids.shape) == 1:
+        return centroids[code]
+    return centroids[row // (rows // int(centroids.shape[0])), code]
+
+
 @dataclass(frozen=True)
 class PackedCodes:
-    """``dense_codes``: one code a weight, and the centroids."""
+    """``dense_codes``: one code a weight, and the centroids.
+
+    ``centroids`` has the shape (k,), or (groups, k): as many rows that follow each other read
+    each of them.
+    """
 
     packed: DenseCodes
     centroids: Array
@@ -70,7 +81,7 @@ class PackedCodes:
                 start = column * bits
                 low, high = as_int(data[row, start // 8]), self._next_byte(data, row, start // 8)
                 code = ((low | (high << 8)) >> (start % 8)) & ((1 << bits) - 1)
-        return centroids[code]
+        return _centroid(centroids, self.packed.data.shape[0], row, code)
 
     def _next_byte(self, data: Expr, row: Expr, byte: Expr) -> Expr:
         # The last code of a row ends with the row, so the byte behind it is read but not used;
@@ -89,7 +100,7 @@ def stream_order(matrix: Array, geometry: Geometry) -> Array:
 class PackedGaps:
     """``gap_codes``: entries of (gap, code), and the centroids or one value an entry.
 
-    The rows are in :func:`stream_order`.
+    The rows are in :func:`stream_order`; ``centroids`` are as those of :class:`PackedCodes`.
     """
 
     packed: GapCodes
@@ -106,8 +117,8 @@ class PackedGaps:
             Operand("centroids", self.centroids),
         ]
 
-    def entry(self, buffers: Sequence[Expr], index: Expr) -> tuple[Expr, Expr]:
-        """Emit the decoding of an entry; give (gap + 1, value)."""
+    def entry(self, buffers: Sequence[Expr], row: Expr, index: Expr) -> tuple[Expr, Expr]:
+        """Emit the decoding of an entry of a row; give (gap + 1, value)."""
         data, _, centroids = buffers
         gap_bits, code_bits = self.packed.gap_bits, self.packed.code_bits
         width = gap_bits + code_bits
@@ -129,7 +140,8 @@ class PackedGaps:
         gap = field.get() & ((1 << gap_bits) - 1)
         if code_bits == 0:
             return gap + 1, centroids[index]
-        return gap + 1, centroids[(field.get() >> gap_bits) & ((1 << code_bits) - 1)]
+        code = (field.get() >> gap_bits) & ((1 << code_bits) - 1)
+        return gap + 1, _centroid(centroids, self.packed.row_start.size - 1, row, code)
 
 
 Source = Dense | PackedCodes | PackedGaps

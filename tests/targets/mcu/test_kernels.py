@@ -113,7 +113,10 @@ def by_loops(layer: Layer, x: Array, matrix: Array) -> Array:
 
 @dataclass(frozen=True)
 class Packing:
-    """How weights are stored, and how many are zero; ``bits`` 0 shares no weights."""
+    """How weights are stored, and how many are zero; ``bits`` 0 shares no weights.
+
+    There are at most ``most_books`` codebooks, each for as many rows.
+    """
 
     kind: str
     bits: int = 0
@@ -121,6 +124,7 @@ class Packing:
     density: float = 0.5
     empty_rows: float = 0.0
     seed: int = 0
+    most_books: int = 1
 
     def make(self, rows: int, geometry: Geometry) -> tuple[Source, Array]:
         """Give the source and the dense matrix (rows, columns) that it stands for."""
@@ -136,14 +140,18 @@ class Packing:
             assert gaps.values is not None
             return PackedGaps(gaps, gaps.values), matrix
         codes = (chance.integers(0, 1 << self.bits, shape) * keep).astype(np.uint8)
-        centroids = chance.permutation(np.arange(1 << self.bits) - (1 << self.bits) // 2)
-        centroids = centroids.astype(np.float32)
+        books = max(n for n in range(1, self.most_books + 1) if rows % n == 0)
+        levels = np.arange(1 << self.bits) - (1 << self.bits) // 2
+        centroids = np.array([chance.permutation(levels) for _ in range(books)], np.float32)
         # Only where zeros are left out must code 0 be the zero.
         if self.kind == "gaps":
-            centroids[0] = 0
+            centroids[:, 0] = 0
+        matrix = np.take_along_axis(np.repeat(centroids, rows // books, 0), codes.astype(int), 1)
+        centroids = centroids if books > 1 else centroids[0]
+        if self.kind == "gaps":
             gaps = GapCodes.pack(stream_order(codes, geometry), self.gap_bits, self.bits)
-            return PackedGaps(gaps, centroids), centroids[codes]
-        return PackedCodes(DenseCodes.pack(codes, self.bits), centroids), centroids[codes]
+            return PackedGaps(gaps, centroids), matrix
+        return PackedCodes(DenseCodes.pack(codes, self.bits), centroids), matrix
 
 
 PACKINGS = [
@@ -153,6 +161,8 @@ PACKINGS = [
     Packing("gaps", gap_bits=2),
     Packing("gaps", bits=4, gap_bits=4),
     Packing("gaps", bits=5, gap_bits=6),
+    Packing("codes", bits=3, most_books=3),
+    Packing("gaps", bits=4, gap_bits=4, most_books=3),
 ]
 
 
@@ -161,13 +171,13 @@ def packings() -> st.SearchStrategy[Packing]:
         "density": st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
         "empty_rows": st.sampled_from([0.0, 0.5]),
         "seed": st.integers(0, 1 << 16),
+        "most_books": st.integers(1, 4),
     }
+    gap_bits = st.integers(1, 8)
     return st.one_of(
         st.builds(Packing, st.just("dense"), **common),
         st.builds(Packing, st.just("codes"), bits=st.integers(1, 8), **common),
-        st.builds(
-            Packing, st.just("gaps"), bits=st.integers(0, 8), gap_bits=st.integers(1, 8), **common
-        ),
+        st.builds(Packing, st.just("gaps"), bits=st.integers(0, 8), gap_bits=gap_bits, **common),
     )
 
 
@@ -275,7 +285,9 @@ HARD = {
 }
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=lambda p: f"{p.kind}{p.bits}{p.gap_bits}")
+@pytest.mark.parametrize(
+    "packing", PACKINGS, ids=lambda p: f"{p.kind}{p.bits}{p.gap_bits}{p.most_books}"
+)
 @pytest.mark.parametrize("name", HARD)
 def test_a_hard_convolution_is_exact(name: str, packing: Packing) -> None:
     check_layer(HARD[name], packing)
@@ -367,7 +379,9 @@ def chain(total: Any, elements: Any) -> Any:
     return (total - residual) * scalar
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=lambda p: f"{p.kind}{p.bits}{p.gap_bits}")
+@pytest.mark.parametrize(
+    "packing", PACKINGS, ids=lambda p: f"{p.kind}{p.bits}{p.gap_bits}{p.most_books}"
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
 def test_operands_of_the_epilogue_are_broadcast(
@@ -398,7 +412,9 @@ def test_operands_of_the_epilogue_are_broadcast(
 # -- the text -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=lambda p: f"{p.kind}{p.bits}{p.gap_bits}")
+@pytest.mark.parametrize(
+    "packing", PACKINGS, ids=lambda p: f"{p.kind}{p.bits}{p.gap_bits}{p.most_books}"
+)
 def test_no_kernel_holds_all_weights_decoded(packing: Packing) -> None:
     layer = Layer(2, (8, 8), (3, 3), padding=(1, 1, 1, 1), inputs=16, outputs=32)
     geometry = geometry_of(layer.call())
