@@ -31,15 +31,14 @@ demo: ## Compress a digits network, run it on an emulated Cortex-M4F, print the 
 	@scripts/ensure_env.sh demo
 	$(VENV_PYTHON) examples/digits/demo.py
 
-test: env tools ## Run all checks: lint, types, docs, tests
-	@$(MAKE) --no-print-directory check-lint check-docs
+test: env tools ## Run all checks: lint, types, docs, a minute of fuzzing, tests
+	@$(MAKE) --no-print-directory check-lint check-docs check-fuzz
 	$(VENV_PYTHON) -m pytest -n 2
 
 lint: env check-lint ## Run ruff and mypy
 
 fuzz: env ## Fuzz the readers of .tcz files for FUZZ_SECONDS (an hour), sanitizers on
-	$(VENV_PYTHON) -m pip install --quiet atheris
-	$(VENV_PYTHON) tests/fuzz/fuzz_tcz.py -max_total_time=$(FUZZ_SECONDS) tests/fuzz/corpus
+	$(VENV_PYTHON) tests/fuzz/fuzz.py $(FUZZ_SECONDS)
 
 docs: env check-docs ## Build the documentation into site/
 
@@ -59,7 +58,7 @@ clean: ## Remove .venv and everything else that was built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The parts, without help lines of their own.
-.PHONY: check-lint check-docs
+.PHONY: check-lint check-docs check-fuzz
 env:
 	@scripts/ensure_env.sh test
 
@@ -73,3 +72,6 @@ check-lint:
 
 check-docs:
 	$(VENV_PYTHON) -m mkdocs build --strict --quiet
+
+check-fuzz:
+	$(VENV_PYTHON) tests/fuzz/fuzz.py 60 1

@@ -16,7 +16,7 @@ Compression (arXiv 1510.00149), section 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+# What is looked at at a time: a piece stays in the second-level cache through all the steps on it.
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,18 @@ class Prune(Pass):
         weights = ir.weights(mod)
         wanted = option_by_rule(self.name, mod, self.layers, self.first, self.last)
         dense = {name: check_weight(self.name, w) for name, w in weights.items()}
-        apart = {n: v for n, v in dense.items() if self.scope == "layer" or n in wanted}
-        pruned = {n: keep_largest(v, wanted.get(n, self.sparsity)) for n, v in apart.items()}
-        together = {n: v for n, v in dense.items() if n not in apart}
-        if together:
-            flat = np.concatenate([v.ravel() for v in together.values()])
-            flat = keep_largest(flat, self.sparsity)
-            parts = np.split(flat, np.cumsum([v.size for v in together.values()])[:-1])
-            for (name, value), part in zip(together.items(), parts, strict=True):
-                # Tensors of two dtypes meet in the wider one.
-                pruned[name] = part.reshape(value.shape).astype(value.dtype)
-        return ir.replace_parameters(mod, {n: edge.constant(v) for n, v in pruned.items()})
+        # Each becomes a constant at once: a large network's weights do not fit so often.
+        pruned: dict[str, Any] = {}
+        together = []
+        for name, value in dense.items():
+            if self.scope == "layer" or name in wanted:
+                pruned[name] = edge.constant(keep_largest(value, wanted.get(name, self.sparsity)))
+            else:
+                together.append(name)
+        kept = _keep_largest([dense[name] for name in together], self.sparsity)
+        for name, value in zip(reversed(together), kept, strict=True):
+            pruned[name] = edge.constant(value)
+        return ir.replace_parameters(mod, pruned)
 
 
 def keep_largest(weights: NDArray[Any], sparsity: float) -> NDArray[Any]:
@@ -108,18 +111,41 @@ def keep_largest(weights: NDArray[Any], sparsity: float) -> NDArray[Any]:
     array([[ 0., -2.],
            [ 0.,  1.]], dtype=float32)
     """
-    drop = round(sparsity * weights.size)
-    result = weights.copy()
-    if drop == 0:
-        return result
-    magnitude = np.abs(weights).ravel()
-    threshold = np.partition(magnitude, drop - 1)[drop - 1]
-    flat = result.reshape(-1)
-    smaller = magnitude < threshold
-    equal = np.flatnonzero(magnitude == threshold)
-    flat[smaller] = 0
-    flat[equal[equal.size - (drop - int(smaller.sum())) :]] = 0
+    (result,) = _keep_largest([weights], sparsity)
     return result
+
+
+def _keep_largest(tensors: Sequence[NDArray[Any]], sparsity: float) -> Iterator[NDArray[Any]]:
+    """Prune tensors together by one threshold, as :func:`keep_largest` does; the last one first."""
+    size = sum(tensor.size for tensor in tensors)
+    drop = round(sparsity * size)
+    threshold, ties = _threshold(tensors, size, drop) if drop else (np.zeros(1), 0)
+    for tensor in reversed(tensors):
+        result = tensor.copy()
+        flat = result.reshape(-1)
+        for start in reversed(range(0, flat.size if drop else 0, _PIECE)):
+            piece = flat[start : start + _PIECE]
+            magnitude = np.abs(piece)
+            piece[magnitude < threshold] = 0
+            if ties:
+                # The later element goes first, here and in the pieces and tensors behind.
+                equal = np.flatnonzero(magnitude == threshold)[-ties:]
+                piece[equal] = 0
+                ties -= equal.size
+        yield result
+
+
+def _threshold(tensors: Sequence[NDArray[Any]], size: int, drop: int) -> tuple[NDArray[Any], int]:
+    """Give the magnitude, (1,), of the last element that goes, and how many such elements go."""
+    # Tensors of two dtypes meet in the wider one.
+    magnitude = np.empty(size, np.result_type(*(tensor.dtype for tensor in tensors)))
+    start = 0
+    for tensor in tensors:
+        np.abs(tensor, out=magnitude[start : start + tensor.size].reshape(tensor.shape))
+        start += tensor.size
+    magnitude.partition(drop - 1)
+    threshold = magnitude[drop - 1 : drop].copy()  # the view would hold them all
+    return threshold, drop - int(np.count_nonzero(magnitude[:drop] < threshold))
 
 
 def check_weight(pass_name: str, weight: ir.Weight) -> NDArray[Any]:

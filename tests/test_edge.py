@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tvm
@@ -57,6 +58,21 @@ def test_constants_keep_shape_dtype_and_bytes(dtype: str, shape: tuple[int, ...]
     back = edge.constant_value(made)
     assert (back.dtype, back.shape) == (value.dtype, shape)
     np.testing.assert_array_equal(back, value)
+    # A view of the IR's memory, which nobody may write.
+    assert not back.flags.writeable
+    assert np.shares_memory(back, edge.constant_value(made)) == bool(value.size)
+
+
+def test_a_view_keeps_its_constant_alive() -> None:
+    views = [edge.constant_value(edge.constant(np.full(1000, i, np.int32))) for i in range(50)]
+    assert [set(view.tolist()) for view in views] == [{i} for i in range(50)]
+
+
+def test_a_constant_of_a_dtype_that_numpy_lacks_is_copied() -> None:
+    half = np.asarray([1, -2], np.float32).astype(ml_dtypes.bfloat16)
+    back = edge.constant_value(relax.const(half, "bfloat16"))
+    assert back.dtype == ml_dtypes.bfloat16
+    assert back.astype(np.float32).tolist() == [1, -2]
 
 
 def test_a_transposed_constant_is_laid_out_anew() -> None:

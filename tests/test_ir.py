@@ -51,6 +51,18 @@ def test_parameters_by_name() -> None:
     assert found["b"].codes is None and found["b"].centroids is None
 
 
+def test_the_value_of_a_shared_weight_is_made_when_it_is_asked_for() -> None:
+    made = network()
+    shared = ir.parameters(made)["w2"]
+    ir.weights(made)
+    assert shared.dense is None and shared.shape == (3, 2)
+    assert "value" not in vars(shared)
+    assert shared.value is shared.value
+    np.testing.assert_array_equal(shared.value, [[0, 1], [1, -1], [0, -1]])
+    dense = ir.parameters(made)["w1"]
+    assert dense.value is dense.dense and dense.shape == (4, 3)
+
+
 def test_weights_are_what_is_multiplied() -> None:
     found = ir.weights(network())
     assert {n: (w.operator, w.output_axis) for n, w in found.items()} == {

@@ -120,8 +120,13 @@ def constant(value: NDArray[Any]) -> tvm.ir.Expr:
 
 
 def constant_value(expr: Any) -> NDArray[Any]:
-    """Give a constant's payload."""
-    return np.asarray(expr.value.numpy())
+    """Give a constant's payload: a read-only view, or a copy where numpy lacks the dtype."""
+    try:
+        view: NDArray[Any] = np.from_dlpack(expr.value)
+    except (RuntimeError, BufferError):  # bfloat16 and narrower floats
+        return np.asarray(expr.value.numpy())
+    view.flags.writeable = False
+    return view
 
 
 def var_name(var: Any) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,28 @@ class Parameter:
     """One named parameter of a network.
 
     ``codes`` and ``centroids`` are given for a shared weight alone (see
-    :mod:`tvm_compress.ops.codebook` for their shapes); ``value`` is always the dense tensor.
+    :mod:`tvm_compress.ops.codebook` for their shapes); ``value`` is always the dense tensor. All
+    arrays are read-only views of the IR's memory, but for the value of a shared weight: that is
+    made when it is first asked for.
     """
 
     name: str
-    value: NDArray[Any]
+    dense: NDArray[Any] | None
     codes: NDArray[np.uint8] | None = None
     centroids: NDArray[Any] | None = None
+
+    @cached_property
+    def value(self) -> NDArray[Any]:
+        """The dense tensor."""
+        if self.dense is not None:
+            return self.dense
+        assert self.codes is not None and self.centroids is not None
+        return codebook_numpy(self.codes, self.centroids)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense tensor, which this does not make."""
+        return self.value.shape if self.codes is None else self.codes.shape
 
     @property
     def shared(self) -> bool:
@@ -143,7 +159,7 @@ def _parameter(name: str, value: Any) -> Parameter | None:
         return Parameter(name, edge.constant_value(value))
     if _is_parameter(value):
         codes, centroids = (edge.constant_value(arg) for arg in value.args)
-        return Parameter(name, codebook_numpy(codes, centroids), codes, centroids)
+        return Parameter(name, None, codes, centroids)
     return None
 
 
@@ -182,7 +198,7 @@ def weights(mod: tvm.IRModule) -> dict[str, Weight]:
             if not isinstance(arg, relax.Var) or edge.var_name(arg) in found:
                 continue
             parameter = named.get(edge.var_name(arg))
-            if parameter is None or parameter.value.ndim < 2:
+            if parameter is None or len(parameter.shape) < 2:
                 continue
             axis = _output_axis(binding.value, index)
             if axis is not None:

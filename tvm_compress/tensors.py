@@ -65,10 +65,21 @@ def _specs(pairs: Sequence[tuple[str, Any]]) -> tuple[TensorSpec, ...]:
 
 
 def input_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:
-    """Give the inputs of ``main`` in order."""
+    """Give the inputs of ``main`` in order.
+
+    Raises:
+        PassError: there is no straight-line function ``main``.
+        UnsupportedError: it takes nothing, something that is no tensor, or a dynamic shape.
+    """
     from tvm_compress import edge, ir
 
-    return _specs([(edge.var_name(param), param) for param in ir.main_function(mod).params])
+    params = ir.main_function(mod).params
+    if not params:
+        raise UnsupportedError(
+            "The network has no inputs, so its outputs never change; expected at least one: export "
+            "what gives its weights as an input."
+        )
+    return _specs([(edge.var_name(param), param) for param in params])
 
 
 def output_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_compress.codec.bits import Decoder, Encoder, Mixer, blocks, logit_tables
+from tvm_compress.codec.bits import Decoder, Encoder, Meter, Mixer, blocks, logit_tables
 
 
 def test_tables_are_the_logistic_function_and_its_inverse() -> None:
@@ -52,6 +52,54 @@ def test_bits_come_back_whatever_the_contexts(count: int, share: float, seed: in
     decoder = Decoder(encoder.data())
     np.testing.assert_array_equal(run(decoder, None), bits)
     assert decoder.exhausted()
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(1, 65535), st.integers(0, 1)), max_size=60),
+    st.sampled_from(["as it is", "longer", "shorter", "changed"]),
+    st.binary(min_size=4, max_size=12),
+    st.integers(0, 1 << 16),
+)
+def test_a_decoder_takes_the_words_of_an_encoder_and_no_others(
+    coded: list[tuple[int, int]], change: str, more: bytes, place: int
+) -> None:
+    chances = np.array([chance for chance, _ in coded], np.int64)
+    bits = np.array([bit for _, bit in coded], np.int64)
+
+    def encode(bits: np.ndarray) -> bytes:
+        encoder = Encoder()
+        encoder.code(chances, bits)
+        return encoder.data()
+
+    right = encode(bits)
+    data = bytearray(right)
+    if change == "longer":
+        data += more[: len(more) // 4 * 4]
+    elif change == "shorter":
+        del data[len(data) - 4 :]
+    elif change == "changed" and data:
+        data[place % len(data)] ^= more[0]
+    decoder = Decoder(bytes(data))
+    read = decoder.code(chances, None)
+    assert decoder.exhausted() == (encode(read) == bytes(data))
+    assert decoder.exhausted() or bytes(data) != right
+    if change == "longer":
+        np.testing.assert_array_equal(read, bits)
+        assert not decoder.exhausted()
+
+
+def test_a_meter_adds_up_the_information_of_the_bits() -> None:
+    chances, bits = np.array([1, 16384, 16384, 65535]), np.array([1, 1, 0, 1])
+    expected = 16 + 2 + math.log2(4 / 3) + math.log2(65536 / 65535)
+    encoder = Encoder()
+    writing = Meter(encoder)
+    np.testing.assert_array_equal(writing.code(chances, bits), bits)
+    assert writing.bits == pytest.approx(expected)
+    reading = Meter(Decoder(encoder.data()))
+    for at in range(4):
+        reading.code(chances[at : at + 1], None)
+    assert reading.bits == pytest.approx(expected)
 
 
 def _coded_bytes(bits: np.ndarray, contexts: list[np.ndarray], sizes: tuple[int, ...]) -> int:

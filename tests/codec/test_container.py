@@ -12,7 +12,12 @@ from tvm import relax
 
 import tvm_compress as tc
 from tvm_compress import codec, edge, ir
-from tvm_compress.codec.container import Sections, join_sections, read_sections
+from tvm_compress.codec.container import (
+    Sections,
+    join_sections,
+    read_header,
+    read_sections,
+)
 from tvm_compress.codec.cursor import varint
 from tvm_compress.codec.graph import pack_graph
 from tvm_compress.codec.tensors import pack_tensors
@@ -153,6 +158,70 @@ def test_the_bytes_are_those_of_every_machine() -> None:
     assert codec.pack(mod, "flash").hex() == GOLDEN_FLASH
 
 
+# ---- what a file spends its bytes on ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", codec.PROFILES)
+def test_each_tensor_takes_what_the_file_is_shorter_by_without_it(
+    small_module: tvm.IRModule, profile: str
+) -> None:
+    mod, bits = codec.measure(codec.pack(small_module, profile))
+    check_same(small_module, mod)
+    assert set(bits) == set(ir.parameters(small_module))
+    weights = len(read_sections(codec.pack(small_module, profile)).weights)
+    # Its length and the end of its last words (archive), or the four bytes behind it (flash).
+    assert 0 <= weights - sum(bits.values()) / 8 <= (12 if profile == "archive" else 4)
+    _, leaves = pack_graph(small_module)
+    for number in (0, 2, len(leaves) - 1):  # coded first, so that nothing helps to predict it
+        alone = pack_tensors(leaves[number : number + 1], profile)[1]
+        name = list(ir.parameters(small_module))[number]
+        most = 8 * (len(alone) - (4 if profile == "flash" else 0))
+        assert bits[name] <= most + 8
+        if number == 0:
+            assert bits[name] >= most - 8 * (12 if profile == "archive" else 0)
+
+
+def test_tensors_without_a_name_are_told_together() -> None:
+    mod = MODULES["tensors within a call"]
+    _, bits = codec.measure(codec.pack(mod, "flash"))
+    assert pack_graph(mod)[1][0].values.nbytes == 24
+    # The zeros are bytes: a stream of no entries.
+    assert bits == {None: 8 * (24 + 1)}
+
+
+def test_the_header_is_told_whatever_its_state(file: bytes) -> None:
+    sound = read_header(file)
+    assert sound is not None
+    assert (sound.version, sound.profile, sound.features, sound.intact) == (1, "flash", 0, True)
+    assert (sound.header_bytes, sound.file_bytes) == (HEADER_BYTES, len(file))
+    sections = read_sections(file)
+    for state, part in zip(
+        sound.sections, (sections.graph, sections.tensors, sections.weights), strict=True
+    ):
+        assert (state.size_bytes, state.crc32, state.intact) == (len(part), zlib.crc32(part), True)
+    assert [state.name for state in sound.sections] == ["graph", "tensors", "weights"]
+
+    def states(data: bytes) -> tuple[bool, ...]:
+        found = read_header(data)
+        assert found is not None
+        return (found.intact, *(state.intact for state in found.sections))
+
+    assert states(file[:-1]) == (True, True, True, False)
+    assert states(file[:-1] + bytes([file[-1] ^ 1])) == (True, True, True, False)
+    assert states(file[:HEADER_BYTES] + b"x" + file[HEADER_BYTES + 1 :])[:2] == (True, False)
+    assert states(_with_header(file, features=1)) == (True,) * 4
+    assert states(file[:6] + b"\1" + file[7:]) == (False, True, True, True)
+    assert states(file[:20]) == (False, False)
+    other = read_header(_with_header(file, version=7, profile=9, features=3, first=8))
+    assert other is not None
+    assert (other.version, other.profile, other.features) == (7, "9", 3)
+    assert other.sections[0].name == "type 8"
+    for size in range(len(file)):
+        read_header(file[:size])  # never an exception
+    assert read_header(file[:8]) is None
+    assert read_header(b"TCZ!" + file[4:]) is None
+
+
 # ---- what cannot be saved --------------------------------------------------------------------
 
 
@@ -278,6 +347,20 @@ def test_a_promise_is_refused_before_anything_is_allocated(file: bytes) -> None:
         codec.unpack(join_sections(Sections("flash", sections.graph, many, sections.weights)))
     with pytest.raises(ModelFormatError, match=r"section graph: it promises 1000000 bytes"):
         codec.unpack(_hostile(b"abc", 1_000_000))
+
+
+class _Long(bytes):
+    def __len__(self) -> int:
+        return 1 << 32
+
+
+def test_a_section_that_a_header_cannot_tell_is_told() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        join_sections(Sections("flash", b"", b"", _Long()))
+    assert str(caught.value) == (
+        "The section weights has 4294967296 bytes; expected fewer than 2**32 bytes, which a .tcz "
+        "file holds: share more of the weights, or save it as .json."
+    )
 
 
 NONE, ONE_INPUT = b"\0\0", b"\0\1\1x" + varint(WORDS.index("float32") + 1) + b"\1\4"

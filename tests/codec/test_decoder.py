@@ -71,6 +71,11 @@ def test_each_status_is_told(twin: Twin, leaves: list[Leaf]) -> None:
     assert told(file[:-1] + b"\1") == "A section is damaged; copy the file again."
     bad = join_sections(Sections("flash", b"", tensors_[:-1], weights))
     assert told(bad) == "The section tensors holds what no writer writes."
+    # Something behind the last record, behind none, and nothing at all.
+    for records in (tensors_ + b"\0", b"\0\0", b""):
+        bad = join_sections(Sections("flash", b"", records, weights))
+        assert told(bad) == "The section tensors holds what no writer writes."
+        assert not by_python(bad).read
     bad = join_sections(Sections("flash", b"", tensors_, weights[:-5] + bytes(4)))
     assert told(bad) == "The section weights holds what no writer writes."
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_compress.codec import coded_bytes, container
+from tests.codec.twin import Twin
+from tvm_compress.codec import coded_bytes, container, huffman
+from tvm_compress.codec import flash as flash_module
 from tvm_compress.codec.archive import ArchiveModels
 from tvm_compress.codec.bits import Encoder
 from tvm_compress.codec.container import Sections, join_sections, read_sections
@@ -147,6 +149,26 @@ def test_a_tensor_that_a_file_cannot_hold_is_told() -> None:
         pack_tensors([Leaf(np.zeros((1,) * 9, np.int8))], "archive")
     with pytest.raises(UnsupportedError, match=r"has 2 centroids and the code 5"):
         pack_tensors([Leaf(np.zeros(2, np.float32), np.array([5], np.uint8))], "archive")
+    # Of no memory: one item, seen 2**31 times.
+    huge = np.broadcast_to(np.zeros((), np.float32), (1 << 16, 1 << 15))
+    with pytest.raises(UnsupportedError) as caught:
+        pack_tensors([Leaf(huge)], "flash")
+    assert str(caught.value) == (
+        "A tensor of the shape (65536, 32768) has 2147483648 items; expected fewer than 2**31 "
+        "items, which a .tcz file holds: split the layer, or save it as .json."
+    )
+
+
+@settings(max_examples=25)
+@given(leaf=tensors(), before=tensors(), piece=st.integers(1, 9))
+def test_large_tensors_are_written_in_pieces_to_the_same_bytes(
+    leaf: Leaf, before: Leaf, piece: int
+) -> None:
+    whole = pack_tensors([before, leaf], "flash")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flash_module, "_PIECE", piece)
+        patch.setattr(huffman, "_PIECE", piece)
+        assert pack_tensors([before, leaf], "flash") == whole
 
 
 BAD_RECORDS = {
@@ -168,6 +190,51 @@ BAD_RECORDS = {
     "a promise": (bytes([0, 1]) + varint(1 << 20), r"promises tensors of more than 75776 bytes"),
     "the end": (bytes([0, 1]), "ends 1 bytes early"),
 }
+
+
+HUGE_AND_EMPTY = [
+    dims
+    for size in (2**31, 2**32 - 1)
+    for dims in ((0, size), (size, 0), (0, size, size), (size, size, 0), (1, 0, 2, size))
+]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("kind", range(4))
+def test_an_empty_tensor_of_a_huge_shape_allocates_nothing(
+    twin: Twin, kind: int, profile: Profile
+) -> None:
+    def file(dims: tuple[int, ...], parts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
+        head = bytes([kind | bool(parts) << 3 | (3 if kind == 3 else 0) << 4, len(dims)])
+        record = head + b"".join(map(varint, dims)) + (b"\1" if kind == 2 else b"")
+        values = bytes(8 * int(np.prod(parts))) if kind == 2 else b""
+        stream = (b"\0" if kind else b"") + (b"\0" if kind == 1 else b"")
+        weights = b"\0" if profile == "archive" else values + stream
+        return varint(1) + record + b"".join(map(varint, parts)), weights + bytes(4)
+
+    for dims in HUGE_AND_EMPTY:
+        records, weights = file(dims)
+        with pytest.raises(Damaged, match=r"2\*\*31 items"):
+            read_records(records, len(weights), profile)
+        if profile == "flash":
+            data = join_sections(Sections("flash", b"", records, weights))
+            assert not twin.decode(data).read
+            assert twin.text == "The section tensors holds what no writer writes."
+    # As large as may be: it is read, and its rows and columns take no memory.
+    size = 2**31 - 2
+    for dims, parts in (((0, size), ()), ((size, 0), ()), ((0, size), (1, 2)), ((size, 0), (2, 1))):
+        if parts and kind != 2:
+            continue
+        records, weights = file(dims, parts)
+        if profile == "archive" and kind == 2:  # the centroids are coded too
+            encoder = Encoder()
+            count = 2 * int(np.prod(parts))
+            ArchiveModels(encoder).scalars(count, 4, True, np.zeros(count, np.int64))
+            weights = varint(len(encoder.data())) + encoder.data()
+        (leaf,) = unpack_tensors(weights, read_records(records, len(weights), profile), profile)
+        assert (leaf.values if leaf.codes is None else leaf.codes).shape == dims
+        if profile == "flash":
+            assert twin.decode(join_sections(Sections("flash", b"", records, weights))).read
 
 
 @pytest.mark.parametrize("name", BAD_RECORDS)
@@ -232,6 +299,15 @@ def test_an_entry_behind_its_tensor_is_told() -> None:
         flash(SHARED_8, weights)
 
 
+def test_a_gap_code_of_the_escape_alone_names_no_code() -> None:
+    only_escape = bytes([1, 0x0F])
+    codes = bytes([0x11])  # codes 0 and 1 of one bit each
+    weights = TWO + varint(3) + bytes([0]) + only_escape + codes + varint(0) + END
+    records = read_records(varint(1) + SHARED_8, len(weights), "flash")
+    (leaf,) = unpack_tensors(weights, records, "flash")
+    assert leaf.codes is not None and not leaf.codes.any() and leaf.codes.size == 8
+
+
 def test_a_stream_of_many_chunks_is_checked() -> None:
     record = bytes([2, 1]) + varint(600) + bytes([1])
     head = TWO + varint(600) + bytes([0]) + BOTH_SINGLE + varint(0)
@@ -261,7 +337,11 @@ def test_the_archives_words_are_checked() -> None:
     read = read_records(records, len(weights), "archive")
     size, words = weights[0], weights[1:]
     for data, message in (
-        (varint(size + 40) + words + bytes([9] * 40), "longer than its tensors"),
+        (varint(size + 40) + words + bytes([9] * 40), "elsewhere than its tensors"),
+        # One word more or less is what a range decoder by itself would not see.
+        (varint(size + 4) + words + bytes(4), "elsewhere than its tensors"),
+        (varint(size + 4) + words + bytes([9] * 4), "elsewhere than its tensors"),
+        (varint(size - 4) + words[:-4], "elsewhere than its tensors"),
         (varint(size - 1) + words, "no sequence of words"),
         (varint(size) + words + b"\1", "bytes that are not 0"),
     ):

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.frontends import LIMITS, Outcome, compare, main, measure
-from tvm_compress import ir
-from tvm_compress.errors import ModelFormatError
+from tvm_compress import build, compress, export_onnx, ir
+from tvm_compress.errors import ModelFormatError, UnsupportedError
 from tvm_compress.frontends import load
+from tvm_compress.recipes import deep_compression
 from tvm_compress.targets import reference
 from tvm_compress.tensors import input_specs, output_specs
 
@@ -119,6 +121,38 @@ def test_an_archive_of_something_else(tmp_path: Path) -> None:
     assert refused(path) == (
         f"{path} is an archive but not one that torch.export.save wrote; expected {TAKEN}."
     )
+
+
+def test_a_network_without_inputs() -> None:
+    weight = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])
+    graph = helper.make_graph([helper.make_node("Relu", ["w"], ["y"])], "g", [], [value], [weight])
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    sentence = (
+        "The network has no inputs, so its outputs never change; expected at least one: export "
+        "what gives its weights as an input."
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        load(model)
+    assert str(caught.value) == sentence
+
+    builder = tvm.relax.BlockBuilder()
+    with builder.function("main", []):
+        with builder.dataflow():
+            out = builder.emit_output(tvm.relax.op.nn.relu(tvm.relax.const(np.ones(3, "float32"))))
+        builder.emit_func_output(out)
+    mod = builder.get()
+    for use in (
+        lambda: load(mod),
+        lambda: build(mod, "c"),
+        lambda: build(mod, "reference").run({}),
+        lambda: compress(mod, deep_compression(epochs=0), progress=False),
+        lambda: export_onnx(mod),
+    ):
+        with pytest.raises(UnsupportedError) as caught:
+            use()
+        assert str(caught.value) == sentence
 
 
 def test_an_object_of_no_known_kind() -> None:

@@ -15,9 +15,10 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from tvm_compress import ir
+from tvm_compress import edge, ir
 from tvm_compress.errors import ModelFormatError, UnsupportedError
 from tvm_compress.frontends import load
+from tvm_compress.ops import codebook
 from tvm_compress.targets import reference
 from tvm_compress.tensors import input_specs, output_specs
 
@@ -154,6 +155,19 @@ def test_block_builder_and_back_from_a_file(tmp_path: Path) -> None:
 
 def test_loading_twice_changes_nothing() -> None:
     tvm.ir.assert_structural_equal(load(load(build())), load(build()))
+
+
+def test_nan_of_a_shared_weight_that_a_code_means() -> None:
+    for code, refuse in ((1, True), (0, False)):
+        codes = edge.constant(np.full((3, 2), code, np.uint8))
+        shared = codebook(codes, edge.constant(np.asarray([0, np.nan], np.float32)))
+        mod = ir.replace_parameters(load(build()), {"matmul_weight": shared})
+        if refuse:
+            assert refused(mod, ModelFormatError).startswith(
+                "The parameter matmul_weight holds 6 NaN of 6 values; expected numbers"
+            )
+        else:
+            assert ir.parameters(load(mod))["matmul_weight"].shared
 
 
 def test_nan() -> None:

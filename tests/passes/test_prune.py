@@ -15,7 +15,7 @@ from tvm import relax
 
 from tvm_compress import edge, ir
 from tvm_compress.errors import OptionError, PassError
-from tvm_compress.passes import Prune, ShareWeights
+from tvm_compress.passes import Prune, ShareWeights, prune
 from tvm_compress.passes.prune import keep_largest
 
 FC1 = np.asarray([[0.1, -0.2, 0.3], [-0.4, 0.5, -0.6]], np.float32)
@@ -110,6 +110,32 @@ def test_the_count_is_exact_and_the_largest_stay(weights: NDArray[Any], sparsity
     expected = weights.copy().reshape(-1)
     expected[order[:drop]] = 0
     np.testing.assert_array_equal(kept, expected.reshape(weights.shape))
+
+
+@given(
+    st.lists(
+        hnp.arrays(
+            st.sampled_from([np.float32, np.float64, np.float16]),
+            hnp.array_shapes(max_dims=2, max_side=6),
+            elements=st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.floats(0, 1),
+    st.integers(1, 7),
+)
+def test_one_threshold_over_several_tensors_is_that_of_their_elements_in_a_row(
+    tensors: list[NDArray[Any]], sparsity: float, piece: int
+) -> None:
+    row = np.concatenate([t.ravel().astype(np.float64) for t in tensors])
+    order = sorted(range(row.size), key=lambda i: (abs(row[i]), -i))
+    row[order[: round(sparsity * row.size)]] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "_PIECE", piece)
+        kept = list(prune._keep_largest(tensors, sparsity))[::-1]
+    assert [(k.dtype, k.shape) for k in kept] == [(t.dtype, t.shape) for t in tensors]
+    np.testing.assert_array_equal(np.concatenate([k.ravel() for k in kept]), row)
 
 
 def test_a_transposed_array_is_pruned_at_its_places() -> None:

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from tvm_compress.codec.container import MAGIC, PROFILES, check_profile, pack, read_sections, unpack
+from tvm_compress.codec.container import (
+    MAGIC,
+    PROFILES,
+    check_profile,
+    measure,
+    pack,
+    read_header,
+    read_sections,
+    unpack,
+)
 from tvm_compress.codec.tensors import coded_bytes
 
-__all__ = ["MAGIC", "PROFILES", "check_profile", "coded_bytes", "pack", "read_sections", "unpack"]
+__all__ = [
+    "MAGIC",
+    "PROFILES",
+    "check_profile",
+    "coded_bytes",
+    "measure",
+    "pack",
+    "read_header",
+    "read_sections",
+    "unpack",
+]

@@ -93,15 +93,22 @@ class ArchiveModels:
             out[start:stop] = value
         return out
 
-    def mask(self, dims: tuple[int, ...], transposed: bool, given: Ints | None) -> Ints:
-        """Code which positions are not zero: ``given`` is (n,) of 0 and 1 in coding order."""
+    def mask(
+        self, dims: tuple[int, ...], transposed: bool, given: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """Code which positions are not zero: ``given`` is (n,) of codes in coding order.
+
+        Gives (n,) of 0 and 1.
+        """
         places = _Places(dims, transposed)
         rows, cols, kernel = places.rows, places.cols, max(places.kernel, 1)
         channels = max(cols // kernel, 1)
         mixer = Mixer((216, cols, rows, kernel * 27, channels), self._mask_weights)
         self._mask_weights = mixer
         count = rows * cols
-        known = np.zeros(count + 1, np.int64)  # the last one stands for all outside
+        # In front and behind lie zeros, which stand for all outside.
+        front = 3 * cols + 4
+        known = np.zeros(front + count + 4, np.uint8)
         for start, stop in blocks(count, _SMALLEST_BLOCK, places.largest_block()):
             # Every fourth first, then those between, then the rest, which see both neighbours.
             for first, step in ((0, 4), (2, 4), (1, 2)):
@@ -109,17 +116,19 @@ class ArchiveModels:
                 if not at.size:
                     continue
 
-                def one(offset: int, at: Ints = at) -> Ints:
+                def one(
+                    offset: int, start: int = start + first, stop: int = stop, step: int = step
+                ) -> Ints:
                     """Whether the position ``offset`` back is known and not zero."""
-                    source = at - offset
-                    outside = (source < 0) | (source >= count)
-                    return np.asarray(known[np.where(outside, count, source)], np.int64)
+                    shifted = known[front + start - offset : front + stop - offset : step]
+                    return shifted.astype(np.int64)
 
                 beside = one(1) + one(-1) if step == 2 else one(2) + one(-2) if first else 0
                 far = (
                     one(4) if step == 4 and not first else one(3) + one(-3) if step == 2 else one(4)
                 )
-                row, col = at // cols, at % cols
+                row = at // cols
+                col = at - row * cols
                 phase = 2 if step == 2 else first // 2
                 above = one(cols) * 4 + one(2 * cols) * 2 + one(3 * cols)
                 slant = one(cols - 1) + one(cols + 1)
@@ -130,9 +139,9 @@ class ArchiveModels:
                     (col % kernel) * 27 + phase * 9 + beside * 3 + far,
                     col // kernel,
                 )
-                wanted = None if given is None else given[at]
-                known[at] = mixer.code(self._coder, where, wanted)
-        return known[:-1]
+                wanted = None if given is None else (given[at] != 0).astype(np.int64)
+                known[front + at] = mixer.code(self._coder, where, wanted)
+        return known[front : front + count]
 
     def ranks(self, levels: int, row: Ints, col: Ints, given: Ints | None) -> Ints:
         """Code ranks ``0 .. levels - 1`` at (row, col); a damaged stream may give larger ones."""

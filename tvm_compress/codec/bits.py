@@ -24,7 +24,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BitCoder", "Decoder", "Encoder", "Mixer", "blocks", "logit_tables"]
+__all__ = ["BitCoder", "Decoder", "Encoder", "Meter", "Mixer", "blocks", "logit_tables"]
 
 Ints = NDArray[np.int64]
 
@@ -72,16 +72,37 @@ class Decoder:
     def __init__(self, data: bytes) -> None:
         words = np.frombuffer(data, "<u4").astype(np.uint32)
         self._coder: Any = constriction.stream.queue.RangeDecoder(words)
+        # A range decoder cannot tell where its words end. Writing what was read can, and costs
+        # little beside the predictions.
+        self._data, self._again = data, Encoder()
 
     def code(self, chances: Ints, bits: Ints | None) -> Ints:
         """Read one bit for each chance."""
         floats = chances.astype(np.float32) / np.float32(65536)
         read: NDArray[np.int32] = self._coder.decode(_BERNOULLI(perfect=False), floats)
-        return read.astype(np.int64)
+        return self._again.code(chances, read.astype(np.int64))
 
     def exhausted(self) -> bool:
-        """Whether everything that was written may have been read."""
-        return bool(self._coder.maybe_exhausted())
+        """Whether the data is, to the last word, what is written for the bits that were read."""
+        return self._again.data() == self._data
+
+
+class Meter:
+    """Adds up what the bits that pass to or from a coder cost.
+
+    Attributes:
+        bits: the information of all bits so far: the sum of -log2 of their chances.
+    """
+
+    def __init__(self, coder: BitCoder) -> None:
+        self._coder = coder
+        self.bits = 0.0
+
+    def code(self, chances: Ints, bits: Ints | None) -> Ints:
+        """Code one bit for each chance by the coder."""
+        bits = self._coder.code(chances, bits)
+        self.bits -= float(np.log2(np.where(bits, chances, 65536 - chances) / 65536).sum())
+        return bits
 
 
 @cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ from tvm_compress.codec.tensors import (
     PROFILES,
     Profile,
     Record,
+    measure_tensors,
     pack_tensors,
     read_records,
-    unpack_tensors,
 )
 from tvm_compress.codec.text import pack_text, unpack_text
 from tvm_compress.errors import ModelFormatError, OptionError, UnsupportedError
@@ -28,10 +28,14 @@ from tvm_compress.errors import ModelFormatError, OptionError, UnsupportedError
 __all__ = [
     "MAGIC",
     "PROFILES",
+    "Header",
+    "SectionState",
     "Sections",
     "check_profile",
     "join_sections",
+    "measure",
     "pack",
+    "read_header",
     "read_sections",
     "unpack",
 ]
@@ -42,7 +46,7 @@ _SECTIONS = ("graph", "tensors", "weights")
 _ENTRY = struct.Struct("<BII")
 _FIXED = struct.Struct("<4sBBHB")
 # What a graph's bytes may become; the model of text cannot do better on a graph that exists.
-_GRAPH_GROWTH, _GRAPH_FREE = 512, 4096
+_GRAPH_GROWTH, _GRAPH_FREE = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,68 @@ class Sections:
         """What the file says of its tensors, in the order of the graph."""
         with _section("tensors"):
             return read_records(self.tensors, len(self.weights), self.profile)
+
+
+@dataclass(frozen=True)
+class SectionState:
+    """A section as the header tells it, and whether what is there has its length and checksum."""
+
+    name: str
+    size_bytes: int
+    crc32: int
+    intact: bool
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a file, whatever the state of the file.
+
+    Attributes:
+        version: of the format.
+        profile: ``archive`` or ``flash``, or the number of an unknown one.
+        features: bits that a reader must know.
+        intact: whether the header has its checksum.
+        sections: as many as the header holds whole.
+        header_bytes: bytes before the first section.
+        file_bytes: bytes of the file.
+    """
+
+    version: int
+    profile: str
+    features: int
+    intact: bool
+    sections: tuple[SectionState, ...]
+    header_bytes: int
+    file_bytes: int
+
+
+def read_header(data: bytes) -> Header | None:
+    """Tell what a file's header says, as far as it goes; None where there is none.
+
+    Unlike :func:`read_sections` this refuses nothing, so that a damaged file can be looked at.
+    """
+    if data[:4] != MAGIC or len(data) < _FIXED.size:
+        return None
+    _, version, profile, features, count = _FIXED.unpack_from(data)
+    size = _FIXED.size + count * _ENTRY.size + 4
+    (checksum,) = struct.unpack("<I", data[size - 4 : size]) if len(data) >= size else (None,)
+    states, at = [], size
+    for place in range(_FIXED.size, min(size - 4, len(data)) - _ENTRY.size + 1, _ENTRY.size):
+        kind, length, crc = _ENTRY.unpack_from(data, place)
+        name = _SECTIONS[kind - 1] if 0 < kind <= len(_SECTIONS) else f"type {kind}"
+        part = data[at : at + length]
+        at += length
+        intact = len(part) == length and zlib.crc32(part) == crc
+        states.append(SectionState(name, length, crc, intact))
+    return Header(
+        version,
+        PROFILES[profile] if profile < len(PROFILES) else str(profile),
+        features,
+        zlib.crc32(data[: size - 4]) == checksum,
+        tuple(states),
+        size,
+        len(data),
+    )
 
 
 def check_profile(profile: str) -> Profile:
@@ -103,6 +169,12 @@ def join_sections(sections: Sections) -> bytes:
     parts = (sections.graph, sections.tensors, sections.weights)
     head = _FIXED.pack(MAGIC, VERSION, PROFILES.index(sections.profile), 0, len(parts))
     for kind, part in enumerate(parts, 1):
+        if len(part) >> 32:
+            raise UnsupportedError(
+                f"The section {_SECTIONS[kind - 1]} has {len(part)} bytes; expected fewer than "
+                "2**32 bytes, which a .tcz file holds: share more of the weights, or save it as "
+                ".json."
+            )
         head += _ENTRY.pack(kind, len(part), zlib.crc32(part))
     return head + struct.pack("<I", zlib.crc32(head)) + b"".join(parts)
 
@@ -162,6 +234,20 @@ def unpack(data: bytes, name: str = "The file") -> tvm.IRModule:
     Raises:
         ModelFormatError: see :func:`read_sections`; or a section holds what no writer writes.
     """
+    return measure(data, name)[0]
+
+
+def measure(data: bytes, name: str = "The file") -> tuple[tvm.IRModule, Mapping[str | None, float]]:
+    """Read a ``.tcz`` file, and tell how many bits of the section weights each tensor takes.
+
+    Returns:
+        The module, and bits by parameter's name (see
+        :func:`tvm_compress.codec.tensors.measure_tensors`); None stands for all tensors that are
+        no parameters.
+
+    Raises:
+        ModelFormatError: see :func:`unpack`.
+    """
     from tvm_compress.codec.graph import unpack_graph
 
     sections = read_sections(data, name)
@@ -174,9 +260,13 @@ def unpack(data: bytes, name: str = "The file") -> tvm.IRModule:
             raise Damaged(f"it promises {length} bytes and has {cursor.left}")
         text = unpack_text(cursor.take(cursor.left), length)
     with _section("weights", name):
-        leaves = unpack_tensors(sections.weights, records, sections.profile)
+        measured = measure_tensors(sections.weights, records, sections.profile)
     with _section("graph", name):
-        return unpack_graph(text, leaves)
+        mod, names = unpack_graph(text, [leaf for leaf, _ in measured])
+    bits: dict[str | None, float] = {}
+    for tensor, (_, its_bits) in zip(names, measured, strict=True):
+        bits[tensor] = bits.get(tensor, 0.0) + its_bits
+    return mod, bits
 
 
 @contextmanager

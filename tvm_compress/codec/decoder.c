@@ -82,6 +82,8 @@ tcz_status tcz_open(tcz_reader *reader, const uint8_t *file, size_t size) {
     if (!number(&reader->record, reader->record_end, &tensors)) return TCZ_RECORD;
     /* A record takes two bytes at least, so the count is below 2**32. */
     if (tensors > length[1] / 2) return TCZ_RECORD;
+    /* What is behind the last record is refused there; here where there is none. */
+    if (!tensors && reader->record != reader->record_end) return TCZ_RECORD;
     reader->tensors_left = (uint32_t)tensors;
     return TCZ_OK;
 }
@@ -104,18 +106,16 @@ tcz_status tcz_next(tcz_reader *reader, tcz_tensor *tensor) {
         return TCZ_RECORD;
     }
     uint64_t count = 1;
-    int empty = 0, large = 0;
+    int empty = 0;
     for (unsigned i = 0; i < rank; i++) {
         uint64_t dim;
         if (!number(&reader->record, reader->record_end, &dim) || dim >> 32) return TCZ_RECORD;
         tensor->dims[i] = (uint32_t)dim;
-        /* A size of 0 makes all others harmless, wherever it stands. */
         if (!dim) empty = 1;
-        else if (count > reader->allowed / dim) large = 1;
-        else count *= dim;
+        else count *= dim; /* of 31 bits and of 32 */
+        if (count >> 31) return TCZ_RECORD;
     }
     if (empty) count = 0;
-    else if (large || count >> 31) return TCZ_RECORD;
     tensor->count = (uint32_t)count;
     tensor->levels = tensor->kind == TCZ_SPARSE ? 2 : tensor->kind == TCZ_BYTES ? 256 : 0;
     if (tensor->kind == TCZ_SHARED) {

@@ -23,6 +23,8 @@ from tvm_compress.codec.cursor import Cursor, Damaged, varint
 __all__ = ["CHUNK", "FlashWriter", "Stream", "read_stream", "unpack_streams"]
 
 CHUNK = 256
+# Entries that are written at a time: all of a large tensor would take many bytes each.
+_PIECE = 1 << 20
 _GAP_SYMBOLS = (8, 16, 32, 64, 128, 255)
 
 Ints = NDArray[np.int64]
@@ -42,29 +44,52 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class _Entries:
-    gaps: Ints
-    codes: Ints
-    has_code: NDArray[np.bool_]
-    gap_symbols: int
+class _Codes:
+    """Codes (n,), the places of those that are not 0, and how many zeros are in front of each.
 
+    Places and gaps are of 32 bits, for all together they are the most that coding holds.
+    """
 
-def _entries(codes: Bytes, gap_symbols: int) -> _Entries:
-    """Cut codes (n,) into entries; ``gap_symbols`` 2 takes all positions."""
-    if gap_symbols == 2:
-        all_codes = codes.astype(np.int64)
-        return _Entries(np.zeros_like(all_codes), all_codes, np.ones(codes.size, bool), 2)
-    at = np.flatnonzero(codes)
-    steps = np.diff(at, prepend=-1) - 1  # the gap, of any size
-    escape = gap_symbols - 1
-    escapes = steps // escape
-    ends = np.cumsum(escapes + 1) - 1
-    total = int(ends[-1]) + 1 if ends.size else 0
-    gaps = np.full(total, escape, np.int64)
-    stored = np.zeros(total, np.int64)
-    has_code = np.zeros(total, bool)
-    gaps[ends], stored[ends], has_code[ends] = steps % escape, codes[at], True
-    return _Entries(gaps, stored, has_code, gap_symbols)
+    codes: Bytes
+    at: NDArray[np.uint32]
+    gaps: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, codes: Bytes) -> _Codes:
+        at = np.flatnonzero(codes).astype(np.uint32)
+        gaps = at.copy()
+        gaps[1:] -= at[:-1]
+        gaps[1:] -= 1
+        return cls(codes, at, gaps)
+
+    def gap_counts(self, gap_symbols: int) -> Ints:
+        """Count the gap symbols of all entries; 2 gap symbols take all positions."""
+        if gap_symbols == 2:
+            return np.array([self.codes.size, 0])
+        counts = np.zeros(gap_symbols, np.int64)
+        for start in range(0, self.gaps.size, _PIECE):
+            escapes, rest = np.divmod(self.gaps[start : start + _PIECE], gap_symbols - 1)
+            counts += np.bincount(rest, minlength=gap_symbols)
+            counts[-1] += int(escapes.sum())
+        return counts
+
+    def entries(self, gap_symbols: int) -> Iterator[tuple[Ints, Ints, NDArray[np.bool_]]]:
+        """Give gap symbols, codes and which entries have a code, (n,) each, some at a time."""
+        if gap_symbols == 2:
+            for start in range(0, self.codes.size, _PIECE):
+                piece = self.codes[start : start + _PIECE].astype(np.int64)
+                yield np.zeros_like(piece), piece, np.ones(piece.size, bool)
+            return
+        escape = gap_symbols - 1
+        for start in range(0, self.at.size, _PIECE):
+            steps, at = self.gaps[start : start + _PIECE], self.at[start : start + _PIECE]
+            escapes, rest = np.divmod(steps, escape)
+            ends = np.cumsum(escapes + 1) - 1
+            gaps = np.full(int(ends[-1]) + 1, escape, np.int64)
+            stored = np.zeros(gaps.size, np.int64)
+            has_code = np.zeros(gaps.size, bool)
+            gaps[ends], stored[ends], has_code[ends] = rest, self.codes[at], True
+            yield gaps, stored, has_code
 
 
 def _nibbles(lengths: Bytes) -> bytes:
@@ -92,27 +117,33 @@ class FlashWriter:
 
     def stream(self, codes: Bytes, levels: int) -> bytes:
         """Code the codes (n,) of a tensor with ``levels`` possible codes, 1 to 256."""
-        best: tuple[int, _Entries, list[tuple[Bytes, bool]]] | None = None
-        occupied = np.count_nonzero(codes)
+        best: tuple[int, int, int, list[tuple[Bytes, bool]]] | None = None
+        occupied = int(np.count_nonzero(codes))
         if not occupied:
             return varint(0)
         candidates = (2,) if occupied == codes.size else (2, *_GAP_SYMBOLS)
         last_gap = self._tables[0]
         if last_gap is not None and last_gap.size not in candidates and occupied < codes.size:
             candidates = (*candidates, last_gap.size)
+        # Of a tensor without zeros nothing but the codes is looked at.
+        nothing = np.zeros(0, np.uint32)
+        found = _Codes(codes, nothing, nothing) if len(candidates) == 1 else _Codes.of(codes)
+        all_codes = np.zeros(levels, np.int64)
+        # In pieces: bincount makes eight bytes of each code.
+        for start in range(0, codes.size, _PIECE):
+            all_codes += np.bincount(codes[start : start + _PIECE], minlength=levels)
         for gap_symbols in candidates:
             if gap_symbols > 2 and codes.size > 200 * (occupied + 1) * gap_symbols:
                 continue  # nothing but escapes
-            entries = _entries(codes, gap_symbols)
+            gap_counts = found.gap_counts(gap_symbols)
+            entries = int(gap_counts.sum())
             # An escape costs a device as much as a weight does, and saves hardly a bit.
-            if 2 < gap_symbols < _GAP_SYMBOLS[-1] and entries.gaps.size > occupied * 17 // 16:
+            if 2 < gap_symbols < _GAP_SYMBOLS[-1] and entries > occupied * 17 // 16:
                 continue
-            counts = (
-                np.bincount(entries.gaps, minlength=gap_symbols),
-                np.bincount(entries.codes[entries.has_code], minlength=levels),
-            )
+            code_counts = all_codes.copy()
+            code_counts[0] *= gap_symbols == 2
             size, tables = 0, []
-            for last, count in zip(self._tables, counts, strict=True):
+            for last, count in zip(self._tables, (gap_counts, code_counts), strict=True):
                 own = huffman.lengths(count)
                 cost = _bits(count, own) + 4 * own.size
                 if last is not None and _covers(last, count) and _bits(count, last) <= cost:
@@ -122,15 +153,20 @@ class FlashWriter:
                     tables.append((own, False))
                     size += cost
             if best is None or size < best[0]:
-                best = size, entries, tables
+                best = size, gap_symbols, entries, tables
         assert best is not None
-        _, entries, tables = best
+        _, gap_symbols, entries, tables = best
         self._tables = [lengths for lengths, _ in tables]
-        return self._write(entries, tables)
+        return self._write(found.entries(gap_symbols), entries, tables)
 
-    def _write(self, entries: _Entries, tables: list[tuple[Bytes, bool]]) -> bytes:
+    def _write(
+        self,
+        pieces: Iterator[tuple[Ints, Ints, NDArray[np.bool_]]],
+        entries: int,
+        tables: list[tuple[Bytes, bool]],
+    ) -> bytes:
         (gap_lengths, same_gaps), (code_lengths, same_codes) = tables
-        head = bytearray(varint(entries.gaps.size))
+        head = bytearray(varint(entries))
         head.append(same_gaps | same_codes << 1)
         if not same_gaps:
             head += bytes([gap_lengths.size]) + _nibbles(gap_lengths)
@@ -138,11 +174,18 @@ class FlashWriter:
             head += _nibbles(code_lengths)
         gap_bits = np.where(gap_lengths == huffman.SINGLE, 0, gap_lengths).astype(np.int64)
         code_bits = np.where(code_lengths == huffman.SINGLE, 0, code_lengths).astype(np.int64)
-        width = np.where(entries.has_code, code_bits[entries.codes], 0)
-        value = np.where(entries.has_code, huffman.words(code_lengths)[entries.codes], 0)
-        value |= huffman.words(gap_lengths)[entries.gaps] << width
-        width += gap_bits[entries.gaps]
-        chunk_bits = np.add.reduceat(width, np.arange(0, width.size, CHUNK))
+        gap_words, code_words = huffman.words(gap_lengths), huffman.words(code_lengths)
+        # A word is at most 24 bits long, so an entry takes four bytes and its length one.
+        values, widths = np.zeros(entries, np.uint32), np.zeros(entries, np.uint8)
+        start = 0
+        for gaps, codes, has_code in pieces:
+            width = np.where(has_code, code_bits[codes], 0)
+            value = np.where(has_code, code_words[codes], 0)
+            value |= gap_words[gaps] << width
+            values[start : start + gaps.size] = value
+            widths[start : start + gaps.size] = width + gap_bits[gaps]
+            start += gaps.size
+        chunk_bits = np.add.reduceat(widths, np.arange(0, entries, CHUNK), dtype=np.int64)
         head += varint(int(chunk_bits[-1]))
         if chunk_bits.size > 1:
             base = int(chunk_bits[:-1].min())
@@ -150,7 +193,7 @@ class FlashWriter:
             head += varint(base) + bytes([spread.bit_length()])
             over = chunk_bits[:-1] - base
             head += huffman.pack_words(over, np.full(over.size, spread.bit_length(), np.int64))
-        return bytes(head) + huffman.pack_words(value, width)
+        return bytes(head) + huffman.pack_words(values, widths)
 
 
 def read_stream(cursor: Cursor, count: int, levels: int, tables: list[Bytes | None]) -> Stream:
@@ -298,6 +341,12 @@ def _split(streams: Sequence[Stream], gaps: Bytes, codes: Bytes) -> Iterator[Byt
         gap = gaps[first : first + chunks].ravel()[: stream.entries]
         code = codes[first : first + chunks].ravel()[: stream.entries]
         first += chunks
+        if stream.gap_lengths.size > 1 and stream.gap_lengths[0] == huffman.SINGLE:
+            # No gap but 0: an entry for each code from the first one on.
+            out = np.zeros(stream.count, np.uint8)
+            out[: stream.entries] = code
+            yield out
+            continue
         escape = stream.gap_lengths.size - 1
         has_code = gap != escape
         at = np.cumsum(gap.astype(np.int64) + has_code) - 1

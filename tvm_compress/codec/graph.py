@@ -309,6 +309,7 @@ class _Reader(Cursor):
         self._names = _Names()
         self._variables: list[Any] = []
         self._attributes: list[Any] = []
+        self.leaf_names: list[str | None] = []
 
     def count(self) -> int:
         """A number of things that take a byte each, so it cannot exceed what is left."""
@@ -393,10 +394,11 @@ class _Reader(Cursor):
         self._attributes.append(attrs)
         return attrs
 
-    def leaf(self) -> Leaf:
+    def leaf(self, name: str | None = None) -> Leaf:
         leaf = next(self._leaves, None)
         if leaf is None:
             raise Damaged("it names more tensors than the file holds")
+        self.leaf_names.append(name)
         return leaf
 
     def expression(self, depth: int = 0) -> Any:
@@ -423,9 +425,11 @@ class _Reader(Cursor):
     def binding(self) -> tuple[str, Any]:
         tag = self.byte()
         if tag == _CONSTANT:
-            return self.name(None), edge.constant(_dense(self.leaf()))
+            name = self.name(None)
+            return name, edge.constant(_dense(self.leaf(name)))
         if tag == _SHARED:
-            name, leaf = self.name(None), self.leaf()
+            name = self.name(None)
+            leaf = self.leaf(name)
             if leaf.codes is None:
                 raise Damaged(f"the shared weight {name[:40]} has no codes")
             return name, codebook(edge.constant(leaf.codes), edge.constant(leaf.values))
@@ -478,14 +482,18 @@ def _dense(leaf: Leaf) -> NDArray[Any]:
     return leaf.values
 
 
-def unpack_graph(data: bytes, leaves: Sequence[Leaf]) -> tvm.IRModule:
+def unpack_graph(data: bytes, leaves: Sequence[Leaf]) -> tuple[tvm.IRModule, Sequence[str | None]]:
     """Build the module of a graph and its tensors.
+
+    Returns:
+        The module, and of each tensor the parameter's name, or None where it is no parameter.
 
     Raises:
         Damaged: the bytes are no graph, or TVM refuses what they say.
     """
     try:
-        return _Reader(data, iter(leaves)).module()
+        reader = _Reader(data, iter(leaves))
+        return reader.module(), reader.leaf_names
     except Damaged:
         raise
     except Exception as error:  # whatever TVM says of a graph that cannot be

@@ -8,6 +8,7 @@ order of (length, symbol), the first bit is the highest.
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ __all__ = ["LONGEST", "SINGLE", "lengths", "lookup", "pack_words", "words"]
 
 LONGEST = 12
 SINGLE = 15
+# Words that are packed at a time, for the memory's sake.
+_PIECE = 1 << 20
 
 
 def lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -88,20 +91,25 @@ def lookup(code_lengths: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[
     return np.repeat(order, spans).astype(np.uint8), np.repeat(used, spans)
 
 
-def pack_words(values: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
+def pack_words(values: NDArray[np.integer[Any]], widths: NDArray[np.integer[Any]]) -> bytes:
     """Put ``values`` of ``widths`` (0 to 32) bits after one another, first bit highest.
 
     >>> pack_words(np.array([1, 5]), np.array([2, 3])).hex()  # 01 101 000
     '68'
     """
-    ends = np.cumsum(widths)
-    total = int(ends[-1]) if ends.size else 0
-    starts = ends - widths
+    total = int(widths.sum(dtype=np.int64))
     out = np.zeros(total // 32 + 2, np.uint64)
-    index = starts >> 5
-    shifted = values.astype(np.uint64) << (64 - widths - (starts & 31)).astype(np.uint64)
-    # A width of 0 would shift by 64, which has no meaning; such values are 0 anyway.
-    shifted[widths == 0] = 0
-    np.add.at(out, index, shifted >> np.uint64(32))
-    np.add.at(out, index + 1, shifted & np.uint64(0xFFFFFFFF))
+    last = 0
+    for start in range(0, values.size, _PIECE):
+        width = widths[start : start + _PIECE].astype(np.int64)
+        ends = last + np.cumsum(width)
+        starts = ends - width
+        last = int(ends[-1])
+        index = starts >> 5
+        shifted = values[start : start + _PIECE].astype(np.uint64)
+        shifted <<= (64 - width - (starts & 31)).astype(np.uint64)
+        # A width of 0 would shift by 64, which has no meaning; such values are 0 anyway.
+        shifted[width == 0] = 0
+        np.add.at(out, index, shifted >> np.uint64(32))
+        np.add.at(out, index + 1, shifted & np.uint64(0xFFFFFFFF))
     return out.astype(">u4").tobytes()[: (total + 7) // 8]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_compress.codec.archive import ArchiveModels, coding_order, from_coding_order, places
-from tvm_compress.codec.bits import Decoder, Encoder, Ints
+from tvm_compress.codec.bits import Decoder, Encoder, Ints, Meter
 from tvm_compress.codec.cursor import Cursor, Damaged, varint
 from tvm_compress.codec.flash import FlashWriter, Stream, read_stream, unpack_streams
 from tvm_compress.codec.graph import Leaf
@@ -22,6 +22,7 @@ __all__ = [
     "Profile",
     "Record",
     "coded_bytes",
+    "measure_tensors",
     "pack_tensors",
     "read_records",
     "unpack_tensors",
@@ -93,6 +94,11 @@ def _record(leaf: Leaf) -> Record:
             f"A tensor is {values.dtype} of {len(dims)} dimensions; expected one of "
             f"{', '.join(DTYPES)} and at most {_MOST_DIMENSIONS} dimensions: save it as .json."
         )
+    if prod(dims) >> 31:
+        raise UnsupportedError(
+            f"A tensor of the shape {tuple(dims)} has {prod(dims)} items; expected fewer than "
+            "2**31 items, which a .tcz file holds: split the layer, or save it as .json."
+        )
     if leaf.codes is not None:
         *parts, levels = values.shape
         if leaf.codes.size and int(leaf.codes.max()) >= levels:
@@ -143,7 +149,8 @@ def read_records(data: bytes, weights_bytes: int, profile: Profile) -> list[Reco
         if not fits[kind]:
             raise Damaged(f"a tensor of kind {kind} is {name}")
         dims = tuple(cursor.varint() for _ in range(rank))
-        if max(dims, default=0) >> 32 or prod(dims) >> 31:
+        # A size of 0 makes a tensor empty, and an array of its shape must still be one.
+        if prod(size for size in dims if size) >> 31:
             raise Damaged("a tensor has 2**31 items or more")
         levels = (0, 2, 0, 256)[kind]
         if kind == SHARED:
@@ -272,11 +279,11 @@ def _archive_codes(
     given: NDArray[np.uint8] | None,
 ) -> NDArray[np.uint8]:
     """Code codes of shape ``record.dims`` in either direction."""
+    if not record.count:  # rows and columns may be as many as they like, and take memory
+        return np.zeros(record.dims, np.uint8)
     order = _by_rank(record, centroids)
-    walked = None if given is None else coding_order(given, record.transposed).astype(np.int64)
-    mask = models.mask(
-        record.dims, record.transposed, None if walked is None else (walked != 0).astype(np.int64)
-    )
+    walked = None if given is None else coding_order(given, record.transposed)
+    mask = models.mask(record.dims, record.transposed, walked)
     at = np.flatnonzero(mask)
     part = np.zeros(at.size, np.int64)
     if len(order) > 1:
@@ -293,7 +300,7 @@ def _archive_codes(
         raise Damaged("a code has no centroid")
     if at.size:
         mask[at] = order[part, ranks]
-    return from_coding_order(mask.astype(np.uint8), record.dims, record.transposed)
+    return from_coding_order(mask, record.dims, record.transposed)
 
 
 def _pack_archive(leaves: Sequence[Leaf], records: Sequence[Record]) -> bytes:
@@ -314,7 +321,7 @@ def _pack_archive(leaves: Sequence[Leaf], records: Sequence[Record]) -> bytes:
     return varint(len(coded)) + coded
 
 
-def _unpack_archive(data: bytes, records: Sequence[Record]) -> Iterator[Leaf]:
+def _unpack_archive(data: bytes, records: Sequence[Record]) -> Iterator[tuple[Leaf, float]]:
     cursor = Cursor(data)
     coded = cursor.take(cursor.varint())
     if len(coded) % 4:
@@ -322,25 +329,28 @@ def _unpack_archive(data: bytes, records: Sequence[Record]) -> Iterator[Leaf]:
     if cursor.take(cursor.left).strip(b"\0"):
         raise Damaged("it ends in bytes that are not 0")
     decoder = Decoder(coded)
-    models = ArchiveModels(decoder)
+    meter = Meter(decoder)
+    models = ArchiveModels(meter)
     for record in records:
-        floating = record.dtype.startswith("float")
+        floating, before = record.dtype.startswith("float"), meter.bits
 
         def scalars(count: int, record: Record = record, floating: bool = floating) -> Any:
             bits = models.scalars(count, record.itemsize, floating, None)
             return _values(bits, record.dtype)
 
         if record.kind == PLAIN:
-            yield Leaf(scalars(record.count).reshape(record.dims))
+            leaf = Leaf(scalars(record.count).reshape(record.dims))
+            yield leaf, meter.bits - before
             continue
         centroids = scalars(record.centroids) if record.kind == SHARED else np.zeros(0, np.uint8)
         codes = _archive_codes(models, record, centroids, None)
         if record.kind == SPARSE:
-            yield Leaf(_filled(record, codes, scalars(int(np.count_nonzero(codes)))))
+            leaf = Leaf(_filled(record, codes, scalars(int(np.count_nonzero(codes)))))
         else:
-            yield _from_codes(record, codes, centroids)
+            leaf = _from_codes(record, codes, centroids)
+        yield leaf, meter.bits - before
     if not decoder.exhausted():
-        raise Damaged("its coded part is longer than its tensors need")
+        raise Damaged("its coded part ends elsewhere than its tensors")
 
 
 def _filled(record: Record, mask: NDArray[np.uint8], kept: NDArray[Any]) -> NDArray[Any]:
@@ -374,11 +384,12 @@ def _pack_flash(leaves: Sequence[Leaf], records: Sequence[Record]) -> bytes:
     return bytes(out) + bytes(_LOOK_AHEAD)
 
 
-def _unpack_flash(data: bytes, records: Sequence[Record]) -> Iterator[Leaf]:
+def _unpack_flash(data: bytes, records: Sequence[Record]) -> Iterator[tuple[Leaf, float]]:
     cursor = Cursor(data)
     tables: list[NDArray[np.uint8] | None] = [None, None]
     streams: list[Stream] = []
     plain: list[NDArray[Any]] = []
+    sizes: list[int] = []
 
     def take(count: int, dtype: str) -> NDArray[Any]:
         little = np.dtype(dtype).newbyteorder("<")
@@ -387,6 +398,7 @@ def _unpack_flash(data: bytes, records: Sequence[Record]) -> Iterator[Leaf]:
         return np.frombuffer(cursor.take(count * little.itemsize), little).astype(dtype)
 
     for record in records:
+        start = cursor.at
         if record.kind in (PLAIN, SHARED):
             count = record.count if record.kind == PLAIN else record.centroids
             plain.append(take(count, record.dtype))
@@ -394,24 +406,41 @@ def _unpack_flash(data: bytes, records: Sequence[Record]) -> Iterator[Leaf]:
             streams.append(read_stream(cursor, record.count, record.levels, tables))
         if record.kind == SPARSE:
             plain.append(take(cursor.varint(), record.dtype))
+        sizes.append(cursor.at - start)
     if cursor.left < _LOOK_AHEAD or cursor.take(cursor.left).strip(b"\0"):
         raise Damaged("it does not end in four bytes of 0")
     codes, values = iter(unpack_streams(data, streams)), iter(plain)
-    for record in records:
+    for record, size in zip(records, sizes, strict=True):
         if record.kind == PLAIN:
-            yield Leaf(next(values).reshape(record.dims))
+            leaf = Leaf(next(values).reshape(record.dims))
         elif record.kind == SPARSE:
             mask, kept = next(codes), next(values)
             if np.count_nonzero(mask) != kept.size:
                 raise Damaged("a sparse tensor has another number of values than of places")
-            yield Leaf(_filled(record, mask, kept))
+            leaf = Leaf(_filled(record, mask, kept))
         else:
             dense = next(values) if record.kind == SHARED else np.zeros(0, np.uint8)
-            yield _from_codes(record, next(codes), dense)
+            leaf = _from_codes(record, next(codes), dense)
+        yield leaf, 8 * size
 
 
 def unpack_tensors(data: bytes, records: Sequence[Record], profile: Profile) -> list[Leaf]:
     """Decode the section of weights.
+
+    Raises:
+        Damaged: the bytes are not what a writer writes for these records.
+    """
+    return [leaf for leaf, _ in measure_tensors(data, records, profile)]
+
+
+def measure_tensors(
+    data: bytes, records: Sequence[Record], profile: Profile
+) -> list[tuple[Leaf, float]]:
+    """Decode the section of weights and tell what each tensor takes of it.
+
+    Returns:
+        Each tensor with its bits: those of its bytes in a flash file; in an archive file, where
+        tensors share words, the information of its coded bits.
 
     Raises:
         Damaged: the bytes are not what a writer writes for these records.

@@ -135,14 +135,17 @@ def pack_text(text: bytes) -> bytes:
         return bit
 
     _run(len(text), step)
-    # The shortest bytes that lie in the range when zeros follow them; those are left out.
+    return bytes(out + _end(low, high)).rstrip(b"\0")
+
+
+def _end(low: int, high: int) -> bytes:
+    """Give the shortest bytes that lie in the range when zeros follow them."""
     for size in range(5):
         unit = 1 << (32 - 8 * size)
         value = -(-low // unit) * unit
         if value <= high:
-            out += value.to_bytes(4, "big")[:size]
-            break
-    return bytes(out).rstrip(b"\0")
+            return value.to_bytes(4, "big")[:size]
+    raise AssertionError("four bytes are exact")
 
 
 def unpack_text(data: bytes, count: int) -> bytes:
@@ -154,6 +157,7 @@ def unpack_text(data: bytes, count: int) -> bytes:
     low, high, at = 0, 0xFFFFFFFF, 4
     padded = data + bytes(4)
     value = int.from_bytes(padded[:4], "big")
+    again = bytearray()  # what a writer of the same bits writes, for both keep the same range
 
     def step(chance: int) -> int:
         nonlocal low, high, at, value
@@ -164,6 +168,7 @@ def unpack_text(data: bytes, count: int) -> bytes:
         else:
             low = middle + 1
         while (low ^ high) >> 24 == 0:
+            again.append(high >> 24)
             low, high = low << 8 & 0xFFFFFFFF, high << 8 & 0xFFFFFFFF | 255
             value = value << 8 & 0xFFFFFFFF | (padded[at] if at < len(padded) else 0)
             at += 1
@@ -171,6 +176,6 @@ def unpack_text(data: bytes, count: int) -> bytes:
 
     text = _run(count, step)
     # There is one way to code a text, so what would be written again must be what was read.
-    if pack_text(text) != data:
+    if bytes(again + _end(low, high)).rstrip(b"\0") != data:
         raise Damaged("it is not coded the way a writer codes it")
     return text

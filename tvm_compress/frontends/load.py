@@ -191,8 +191,12 @@ def _check_static(mod: tvm.IRModule) -> None:
 
 def _check_numbers(mod: tvm.IRModule) -> None:
     for parameter in ir.parameters(mod).values():
+        # The dense tensor of a shared weight is made only where there may be something to tell.
+        value = parameter.value if parameter.centroids is None else parameter.centroids
+        if value.dtype.kind != "f" or not np.isnan(value).any():
+            continue
         value = parameter.value
-        if value.dtype.kind == "f" and np.isnan(value).any():
+        if np.isnan(value).any():
             raise ModelFormatError(
                 f"The parameter {parameter.name} holds {int(np.isnan(value).sum())} NaN of "
                 f"{value.size} values; expected numbers: train or export the network again."
