@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tvm_compress.files import write_whole
+
 __all__ = [
     "ROOT",
     "Figure",
@@ -27,7 +29,6 @@ __all__ = [
     "option_parser",
     "replace_block",
     "versions",
-    "write_aside",
     "write_docs",
 ]
 
@@ -125,7 +126,8 @@ def finish(report: Report, options: argparse.Namespace, root: Path = ROOT) -> in
         "figures": [{**asdict(figure), "met": figure.met} for figure in report.figures],
         "results": report.results,
     }
-    write_aside(options.json, json.dumps(record, indent=2) + "\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    _write(options.json, json.dumps(record, indent=2) + "\n")
     if options.write_docs:
         for path in write_docs(report.name, report.table, root):
             print(f"wrote {path.relative_to(root)}")
@@ -167,15 +169,8 @@ def _processor(cpuinfo: Path) -> str:
     return platform.processor()
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside first, then renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda stream: stream.write(text.encode()))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -248,7 +243,7 @@ def write_docs(name: str, table: str, root: Path = ROOT) -> list[Path]:
         )
     for path, (old, new) in written.items():
         if new != old:
-            write_aside(path, new)
+            _write(path, new)
     return list(written)
 
 

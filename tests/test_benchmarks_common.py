@@ -177,11 +177,12 @@ def test_wrong_markers(text: str, tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    path.write_text("old")
+    path = tmp_path / "README.md"
+    text = "<!-- benchmark:probe --><!-- /benchmark:probe -->"
+    path.write_text(text)
     with pytest.raises(UnicodeEncodeError):
-        common.write_aside(path, "new \udc80")
-    assert path.read_text() == "old"
+        write_docs("probe", "new \udc80", tmp_path)
+    assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -14,19 +14,20 @@ import onnx
 import pytest
 import tvm
 from onnx import TensorProto, helper
+from tvm import relax
 from typer.testing import CliRunner
 
 import tvm_compress
-from tvm_compress import doctor, inspection, pipeline
+from tvm_compress import codec, doctor, inspection, ir, pipeline
 from tvm_compress.cli import app
 from tvm_compress.errors import CompressError, InputError
 from tvm_compress.frontends import load
 from tvm_compress.passes import Prune, ShareWeights
 from tvm_compress.recipe import Finetune, Recipe
-from tvm_compress.recipes import deep_compression
+from tvm_compress.recipes import deep_compression, post_training
 from tvm_compress.targets import reference
 
-COMMANDS = ("compress", "inspect", "build", "run", "doctor")
+COMMANDS = ("compress", "inspect", "export", "build", "run", "doctor")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,31 @@ def small(network: tvm.IRModule, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("small") / "small.json"
     recipe = deep_compression(0.9, 4, epochs=0)
     pipeline.save(pipeline.compress(network, recipe, progress=False), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One product, of float weights, as a file."""
+    chance = np.random.default_rng(8)
+    weight = relax.const(chance.standard_normal((20, 12)).astype(np.float32))
+    bias = relax.const(chance.standard_normal(12).astype(np.float32))
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 20), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.matmul(x, weight))
+            out = builder.emit_output(relax.op.add(y, bias))
+        builder.emit_func_output(out)
+    path = tmp_path_factory.mktemp("tiny") / "tiny.json"
+    pipeline.save(load(builder.get()), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_shared(tiny: Path) -> Path:
+    path = tiny.with_name("shared.json")
+    pipeline.save(ShareWeights(4)(Prune(0.6)(load(tiny))), path)
     return path
 
 
@@ -324,6 +350,49 @@ def test_training_data_means_fine_tuning(
         np.testing.assert_array_equal(y, content["y"])
 
 
+def test_training_data_without_labels_where_a_recipe_distils(
+    digits_onnx: Path, trained: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    samples, toml = tmp_path / "samples.npz", tmp_path / "recipe.toml"
+    x = np.random.default_rng(6).standard_normal((4, 1, 8, 8)).astype(np.float32)
+    np.savez(samples, allow_pickle=False, x=x)
+    sys.modules["tvm_compress.training"].teacher_outputs = (  # type: ignore[attr-defined]
+        lambda mod, given, **options: reference.run(mod, given)["logits"]
+    )
+    command = ["compress", digits_onnx, "-o", tmp_path / "small.json", "--recipe", toml]
+    toml.write_text(Recipe([Prune(0.5), Finetune(epochs=1, loss="distillation")]).to_toml())
+    done(*command, "--train", samples)
+    np.testing.assert_array_equal(trained[0]["data"][0], x)
+    toml.write_text(Recipe([Prune(0.5), Finetune(epochs=1)]).to_toml())
+    message = mistake(*command, "--train", samples)
+    assert message.startswith(f"{samples} holds the arrays x; expected an .npz with samples x")
+
+
+def test_samples_without_labels_mean_one_shot_reconstruction(tiny: Path, tmp_path: Path) -> None:
+    samples = np.random.default_rng(7).standard_normal((40, 20)).astype(np.float32)
+    array, named, toml = tmp_path / "x.npy", tmp_path / "x.npz", tmp_path / "recipe.toml"
+    np.save(array, samples)
+    np.savez(named, allow_pickle=False, x=samples)
+    recipe = post_training(0.5, 3)
+    expected = pipeline.compress(load(tiny), recipe, calibrate=samples, progress=False)
+    toml.write_text(recipe.to_toml())
+    by_options = tmp_path / "options.tcz"
+    command = ["compress", tiny, "-o", by_options, "--calibrate", array, "--json"]
+    document = json.loads(done(*command, "--sparsity", "0.5", "--bits", "3"))
+    assert Recipe.model_validate(document["recipe"]) == recipe
+    by_file = tmp_path / "file.tcz"
+    command = ["compress", tiny, "-o", by_file, "--calibrate", named, "--recipe", toml]
+    outcome = call(*command, "--profile", "flash", "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+    for path, profile in ((by_options, "archive"), (by_file, "flash")):
+        tvm.ir.assert_structural_equal(load(path), expected, map_free_vars=True)
+        assert path.read_bytes() == codec.pack(expected, profile)
+    assert mistake("compress", tiny, "-o", by_file, "--recipe", toml) == (
+        "The recipe reconstructs, and no samples were given; expected --calibrate samples.npy with "
+        "some hundred inputs."
+    )
+
+
 def test_training_data_of_another_kind(digits_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="Fine-tuning needs torch.")
     train, output = tmp_path / "train.npz", tmp_path / "small.json"
@@ -369,6 +438,26 @@ def test_checkpoints_are_kept_where_asked(
             ["--epochs", "1"],
             "The recipe fine-tunes, and no training data was given; expected --train data.npz, or "
             "no fine-tuning: --epochs 0 or a recipe without finetune.",
+        ),
+        (
+            ["--calibrate", "x.npy", "--epochs", "2", "--method", "linear"],
+            "--method and --epochs was given together with --calibrate and without --train; "
+            "expected --sparsity and --bits alone, or a --recipe.",
+        ),
+        (
+            ["--calibrate", "x.npy", "--train", "x.npz"],
+            "--calibrate was given, and the recipe does not reconstruct; expected no --train, a "
+            "recipe with a reconstruct step, or no --calibrate.",
+        ),
+        (
+            ["--calibrate", "missing.npy"],
+            "missing.npy does not exist or is a folder; expected a .npy or .npz file.",
+        ),
+        (["--profile", "zip"], "There is no profile 'zip'; expected archive or flash."),
+        (
+            ["--profile", "flash"],
+            "The profile flash was asked for small.json, which will be JSON; expected a name that "
+            "ends in .tcz.",
         ),
         (
             ["--epochs", "0", "--train", "x.npz"],
@@ -510,8 +599,6 @@ def test_inspect_counts_what_is_there(network: tvm.IRModule, small: Path) -> Non
     rows = {row["name"]: row for row in document["parameters"]}
     conv = rows["conv2_weight"]
     codes = ShareWeights(4).apply(Prune(0.9).apply(network))
-    from tvm_compress import ir
-
     value = ir.parameters(codes)["conv2_weight"].value
     assert conv["shape"] == [32, 16, 3, 3]
     assert conv["operator"] == "nn.conv2d"
@@ -532,14 +619,186 @@ def test_inspect_counts_what_is_there(network: tvm.IRModule, small: Path) -> Non
     assert total["dense_bytes"] == 4 * 22954
 
 
+def cells(out: str) -> list[list[str]]:
+    """The rows of all tables."""
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in out.splitlines()
+        if line.startswith("│")
+    ]
+
+
 def test_inspect_prints_every_parameter(small: Path) -> None:
     out = done("inspect", small)
-    for parameter in inspection.inspect(load(small)).parameters:
-        assert parameter.name in out
-        assert f"{parameter.packed_bytes:,}" in out
+    found = inspection.inspect(load(small))
+    coded = found.totals["coded_bytes"]
+    rows = {row[0]: row for row in cells(out)}
+    for p in found.parameters:
+        assert p.coded_bytes is not None and p.bits_per_weight is not None
+        assert rows[p.name] == [
+            *(p.name, "x".join(map(str, p.shape)), p.operator or "-", f"{p.density:.1%}"),
+            *(str(p.bits), f"{p.bits_per_weight:.2f}", f"{p.coded_bytes:,}"),
+            *(f"{p.coded_bytes / coded:.1%}", f"{p.dense_bytes:,}", f"{p.packed_bytes:,}"),
+            p.layout,
+        ]
+    assert rows["total"][6:8] == [f"{coded:,}", "100.0%"]
+    assert out.splitlines()[-1].startswith(
+        f".tcz of the profile flash: {found.totals['file_bytes']:,} bytes (header 40, graph "
+    )
     assert "input image: float32 1x1x8x8" in out
     assert "output logits: float32 1x10" in out
     assert "…" not in out
+
+
+@pytest.mark.parametrize("profile", codec.PROFILES)
+def test_inspect_shows_what_a_file_spends(tiny_shared: Path, profile: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.tcz"
+    pipeline.save(load(tiny_shared), path, profile=profile)
+    found = inspection.inspect_file(path)
+    assert json.loads(done("inspect", path, "--json")) == json.loads(
+        json.dumps({**found.as_dict()})
+    )
+    out = done("inspect", path)
+    size = path.stat().st_size
+    assert out.splitlines()[0] == (
+        f"{path}: .tcz version 1, profile {profile}, features 0x0000, {size:,} bytes"
+    )
+    rows = cells(out)
+    assert rows[0] == ["header", "40", "", "intact"]
+    assert found.file is not None
+    for state, row in zip(found.file.sections, rows[1:4], strict=True):
+        assert row == [state.name, f"{state.size_bytes:,}", f"{state.crc32:08x}", "intact"]
+    assert out.splitlines()[-1].startswith(f".tcz of the profile {profile}: {size:,} bytes")
+    # As another profile, which it is not.
+    document = json.loads(done("inspect", path, "--profile", "archive", "--json"))
+    assert document["file"]["file_bytes"] == len(codec.pack(load(path), "archive"))
+
+
+def test_inspect_shows_where_a_file_is_damaged(tiny_shared: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.tcz"
+    pipeline.save(load(tiny_shared), path)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    outcome = call("inspect", path)
+    assert outcome.code == 1
+    assert [row[-1] for row in cells(outcome.out)] == ["intact", "intact", "intact", "damaged"]
+    assert "is damaged in its section weights: its checksum is another" in outcome.err
+    # Of JSON there is all or nothing.
+    assert "is damaged in its section weights" in mistake("inspect", path, "--json")
+
+
+def test_inspect_prints_histograms(small: Path, network: tvm.IRModule) -> None:
+    mod = load(small)
+    out = done("inspect", small, "--histogram", "conv1*", "--histogram", "fc2_weight")
+    titles = [line.strip() for line in out.splitlines() if line.strip().endswith("of them 0")]
+    assert [title.partition(":")[0] for title in titles] == [
+        "conv1_weight", "conv1_bias", "fc2_weight"
+    ]  # fmt: skip
+    found = inspection.histogram(mod, "fc2_weight")
+    rows = cells(out.partition("fc2_weight: 640 values")[2])
+    assert len(rows) == len(found.bins) + 16
+    most = max(one.count for one in found.bins)
+    for one, row in zip(found.bins, rows, strict=False):
+        assert row[:4] == [
+            *(f"{one.low:.4g}", f"{one.high:.4g}", str(one.centroids), f"{one.count:,}")
+        ]
+        assert set(row[4]) <= {"#"}
+        assert len(row[4]) == int(np.ceil(40 * one.count / most))
+    for centroid, row in zip(found.centroids, rows[16:], strict=True):
+        assert row[:3] == [*(str(centroid.code), f"{centroid.value:.6g}", f"{centroid.count:,}")]
+    assert rows[16][3] == ""  # no bar for the zeros, which would dwarf all others
+    document = json.loads(done("inspect", small, "--histogram", "fc2_weight", "--json"))
+    assert document["histograms"] == json.loads(json.dumps([asdict(found)]))
+    assert "histograms" not in json.loads(done("inspect", small, "--json"))
+    names = ", ".join(p.name for p in inspection.inspect(mod).parameters)
+    assert mistake("inspect", small, "--histogram", "conv9*") == (
+        f"--histogram conv9* matches no parameter; expected one of {names}, or a pattern."
+    )
+    assert mistake("inspect", small, "--profile", "zip") == (
+        "There is no profile 'zip'; expected archive or flash."
+    )
+
+
+def test_histograms_of_several_codebooks(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "groups.json"
+    network = load(tiny)
+    (name,) = ir.weights(network)
+    pipeline.save(ShareWeights(1, groups=4).apply(network), path)
+    rows = cells(done("inspect", path, "--histogram", name).partition(": centroids")[2])
+    assert [row[:2] for row in rows] == [
+        [str(book), str(code)] for book in range(4) for code in (0, 1)
+    ]
+    pipeline.save(ShareWeights(6, groups=6).apply(network), path)
+    out = done("inspect", path, "--histogram", name)
+    assert f"{name}: 240 values" in out
+    assert f"{name}: centroids" not in out  # 384 of them; the bins count them
+
+
+def test_inspect_says_why_no_file_holds_a_network(tmp_path: Path) -> None:
+    builder = tvm.relax.BlockBuilder()
+    x = tvm.relax.Var("x", tvm.relax.TensorType((2, 3), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            one = builder.emit(tvm.relax.op.add(x, tvm.relax.const(np.ones(3, np.float32))))
+            out = builder.emit_output(tvm.relax.op.sort(one))
+        builder.emit_func_output(out)
+    path = tmp_path / "sorted.json"
+    path.write_text(tvm.ir.save_json(builder.get()))
+    out = done("inspect", path)
+    assert cells(out)[0][5:8] == ["-", "-", "-"]
+    assert out.splitlines()[-1].startswith("no coded bytes: The module calls relax.sort")
+
+
+# ---- export --------------------------------------------------------------------------------------
+
+
+def test_export_writes_every_format(tiny_shared: Path, tmp_path: Path) -> None:
+    mod = load(tiny_shared)
+    for name in ("kws.onnx", "kws.tcz", "kws.json"):
+        path = tmp_path / name
+        out = done("export", tiny_shared, "-o", path)
+        assert out == f"wrote {path} ({path.stat().st_size:,} bytes)\n"
+        assert inspection.inspect(load(path)).totals["density"] == pytest.approx(
+            inspection.inspect(mod).totals["density"]
+        )
+    assert (tmp_path / "kws.tcz").read_bytes() == codec.pack(mod)
+    done("export", tiny_shared, "-o", tmp_path / "kws.tcz", "--profile", "flash")
+    assert (tmp_path / "kws.tcz").read_bytes() == codec.pack(mod, "flash")
+    done("export", tiny_shared, "-o", tmp_path / "kws.onnx", "--name", "keyword")
+    assert onnx.load(tmp_path / "kws.onnx").graph.name == "keyword"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["-o", "kws.bin"],
+            "The output kws.bin names no format; expected a name that ends in .onnx, .tcz, .json.",
+        ),
+        (
+            ["-o", "kws.onnx", "--profile", "flash"],
+            "The profile flash was asked for kws.onnx, which will be ONNX; expected a name that "
+            "ends in .tcz.",
+        ),
+        (
+            ["-o", "kws.tcz", "--profile", "zip"],
+            "There is no profile 'zip'; expected archive or flash.",
+        ),
+        (
+            ["-o", "no/kws.tcz"],
+            "The folder no of the output kws.tcz does not exist; create it or choose another.",
+        ),
+    ],
+)
+def test_export_refuses(
+    options: list[str],
+    message: str,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mistake("export", small, *options) == message
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["run", "--random", "0"], ["build", "-o", "x"]])
@@ -670,10 +929,12 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
     """Replace build() by one that knows its answers; give its calls."""
     calls: list[dict[str, Any]] = []
 
-    def run(inputs: Any) -> Any:
+    def run(inputs: Any, engine: str | None) -> Any:
+        calls[-1].setdefault("engines", set()).add(engine)
         return {"logits": np.arange(10, dtype=np.float32).reshape(1, 10)}
 
-    def profile(inputs: Any) -> Any:
+    def profile(inputs: Any, engine: str | None) -> Any:
+        calls[-1].setdefault("engines", set()).add(engine)
         layers = [
             SimpleNamespace(name="conv1", kind="conv2d", instructions=np.int64(9000)),
             SimpleNamespace(name="fc1", kind="matmul", instructions=np.int64(1000)),
@@ -700,10 +961,17 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
 def test_build_passes_its_options_on(
     small: Path, builds: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    options = ["--target", "c", "--board", "cortex-m4", "--name", "kws"]
+    options = ["--target", "c", "--board", "cortex-m4", "--name", "kws", "--toolchain", "gnu"]
     out = done("build", small, *options, "-o", tmp_path / "kws_c")
     folder = tmp_path / "kws_c"
-    assert builds == [{"target": "c", "board": "cortex-m4", "name": "kws", "out_dir": folder}]
+    (given,) = builds
+    assert given == {
+        "target": "c",
+        "board": "cortex-m4",
+        "name": "kws",
+        "out_dir": folder,
+        "toolchain": "gnu",
+    }
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     for row in ("flash code 3,000", "flash total 4,321", "ram stack 234", "ram total 1,234"):
         assert row.split() in rows
@@ -740,7 +1008,10 @@ def test_run_on_a_board_with_a_profile(
             {"name": "fc1", "kind": "matmul", "instructions": 1000},
         ],
     }
-    assert builds == [{"target": "c", "board": "cortex-m4"}]
+    board = {"target": "c", "board": "cortex-m4"}
+    assert builds == [{**board, "toolchain": None, "engines": {None}}]
+    done(*command, "--profile", "--toolchain", "zig", "--engine", "qemu")
+    assert builds[1:] == [{**board, "toolchain": "zig", "engines": {"qemu"}}]
     rows = [line.replace("│", " ").split() for line in done(*command, "--profile").splitlines()]
     assert ["conv1", "conv2d", "9,000", "90.0%"] in rows
     assert ["total", "10,000"] in rows

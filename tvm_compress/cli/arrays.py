@@ -67,22 +67,27 @@ def read_inputs(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
 
 
 def read_training(
-    path: Path,
-) -> tuple[NDArray[Any] | dict[str, NDArray[Any]], NDArray[Any]]:
+    path: Path, *, labels: bool = True
+) -> tuple[NDArray[Any] | dict[str, NDArray[Any]], NDArray[Any] | None]:
     """Read an ``.npz`` with labels ``y`` and samples ``x``, or one array for each input's name.
+
+    Args:
+        path: of the file.
+        labels: whether there must be labels; else they may be missing, and are None then.
 
     Raises:
         DataError: the file is missing, damaged or of another format, or lacks an array.
     """
     content = _read(path)
-    if not isinstance(content, dict) or _LABELS not in content or len(content) < 2:
+    lacking = not isinstance(content, dict) or not content.keys() - {_LABELS}
+    if not isinstance(content, dict) or lacking or (labels and _LABELS not in content):
         found = f"the arrays {', '.join(content)}" if isinstance(content, dict) else "one array"
         raise DataError(
             f"{path} holds {found}; expected an .npz with samples x (or one array for each input's "
             "name) and labels y: numpy.savez(path, x=x, y=y)."
         )
-    labels = content.pop(_LABELS)
-    return (content["x"] if list(content) == ["x"] else content), labels
+    targets = content.pop(_LABELS, None)
+    return (content["x"] if list(content) == ["x"] else content), targets
 
 
 def random_inputs(specs: Sequence[TensorSpec], seed: int) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ app = typer.Typer(
     cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Example: tvm-compress compress kws.onnx -o kws.json --sparsity 0.9 --bits 4",
+    epilog="Example: tvm-compress compress kws.onnx -o kws.tcz --sparsity 0.9 --bits 4",
 )
 
 _Model = Annotated[
@@ -31,7 +31,7 @@ _Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="ONNX, .tflite, a torch.export program (.pt2), or a module that compress wrote.",
+        help="ONNX, .tflite, a torch.export program (.pt2), or what compress wrote (.tcz, .json).",
     ),
 ]
 _Shapes = Annotated[
@@ -43,6 +43,7 @@ _Shapes = Annotated[
         help="Shape of an input that the model leaves open, as x=1,3,224,224; may be repeated.",
     ),
 ]
+_FORMATS = (".onnx", ".tcz", ".json")
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 _Board = Annotated[
     str | None,
@@ -146,7 +147,15 @@ def compress(
         typer.Option(
             show_default=False,
             help="Training data: .npz with samples x (or one array for each input's name) and "
-            "labels y.",
+            "labels y, which a recipe that distils does without.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Some hundred samples without labels, .npy or .npz. Without --train and --recipe: "
+            "prune and share in one shot by them (--sparsity 0.3 and --bits 4 by default).",
         ),
     ] = None,
     checkpoint_dir: Annotated[
@@ -156,12 +165,63 @@ def compress(
             help="Folder that keeps the module behind each step; the same command goes on there.",
         ),
     ] = None,
+    budget_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            show_default=False,
+            help="Search sparsity and bits of each layer; the most accuracy that may go, 0..1.",
+        ),
+    ] = None,
+    budget_weight_bytes: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Likewise; the most bytes of the .tcz file."),
+    ] = None,
+    budget_flash_bytes: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Likewise; the most bytes of flash on --board."),
+    ] = None,
+    budget_instructions: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Likewise; the most instructions an inference."),
+    ] = None,
+    board: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BOARD",
+            show_default="cortex-m4",
+            help="For flash and instructions of a budget.",
+        ),
+    ] = None,
+    validate: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Samples x and classes y, .npz, by which a search judges networks.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(show_default="16", help="Networks that a search tries at most.")
+    ] = None,
+    trial_log: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Folder that keeps what a search measured; the same command goes on there.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(help="Of a .tcz file: archive (the smallest) or flash (a device decodes it)."),
+    ] = "archive",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Do not say on standard error what happens.")
+    ] = False,
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
     """Prune and share the weights of a network, fine-tuning it where training data is given."""
     from tvm_compress import inspection, pipeline
-    from tvm_compress.cli import arrays, show
+    from tvm_compress.cli import arrays, budget, show
     from tvm_compress.files import check_output
 
     check_output(output)
@@ -174,17 +234,53 @@ def compress(
         "lr": lr,
         "seed": seed,
     }
-    steps = _recipe(recipe, {k: v for k, v in options.items() if v is not None}, train)
-    mod = _load(model, shape)
-    data = arrays.read_training(train) if train else None
-    small = pipeline.compress(mod, steps, train=data, checkpoint_dir=checkpoint_dir)
-    pipeline.save(small, output)
+    pipeline.check_profile(profile, output)
+    given = {k: v for k, v in options.items() if v is not None}
+    limits = {
+        "max_accuracy_drop": budget_accuracy_drop,
+        "weight_bytes": budget_weight_bytes,
+        "flash_bytes": budget_flash_bytes,
+        "instructions": budget_instructions,
+    }
+    of_search = {"board": board, "validate": validate, "trials": trials, "trial-log": trial_log}
+    tuning: dict[str, Any] = {k: v for k, v in given.items() if k in ("epochs", "lr", "seed")}
+    others = {name: value for name, value in given.items() if name not in tuning}
+    of_recipe = {"recipe": recipe, "checkpoint-dir": checkpoint_dir, **others}
+    limit = budget.make_budget(limits, of_search, of_recipe)
+    if limit is not None and validate is not None:
+        mod = _load(model, shape)
+        found = budget.run(
+            mod,
+            limit,
+            validate=validate,
+            train=train,
+            calibrate=calibrate,
+            tuning=tuning,
+            trials=trials,
+            trial_log=trial_log,
+            quiet=quiet,
+        )
+        small, told = found.module, {"search": budget.as_dict(found)}
+    else:
+        found = None
+        steps = _recipe(recipe, given, train, calibrate)
+        mod = _load(model, shape)
+        small = pipeline.compress(
+            mod,
+            steps,
+            train=arrays.read_training(train, labels=steps.needs_labels) if train else None,
+            calibrate=arrays.read_inputs(calibrate) if calibrate else None,
+            checkpoint_dir=checkpoint_dir,
+            progress=not quiet,
+        )
+        told = {"recipe": steps.model_dump(mode="json")}
+    pipeline.save(small, output, profile=profile)
     before, after = inspection.inspect(mod), inspection.inspect(small)
     if json:
         show.as_json(
             {
                 "output": str(output),
-                "recipe": steps.model_dump(mode="json"),
+                **told,
                 "before": before.totals,
                 "after": after.totals,
             }
@@ -192,14 +288,18 @@ def compress(
     else:
         show.inspection(after)
         show.saving(before.totals, after.totals)
+        if found is not None:
+            show.front(found)
         show.line(f"wrote {output}")
 
 
-def _recipe(file: Path | None, options: dict[str, Any], train: Path | None) -> Recipe:
+def _recipe(
+    file: Path | None, options: dict[str, Any], train: Path | None, calibrate: Path | None
+) -> Recipe:
     """Make the recipe of the file or of the options, and hold it against the data."""
     from tvm_compress.errors import OptionError
     from tvm_compress.recipe import Recipe
-    from tvm_compress.recipes import deep_compression
+    from tvm_compress.recipes import deep_compression, post_training
 
     if file is not None:
         if options:
@@ -209,6 +309,13 @@ def _recipe(file: Path | None, options: dict[str, Any], train: Path | None) -> R
                 "value into the recipe."
             )
         recipe = Recipe.from_toml(file)
+    elif calibrate is not None and train is None:
+        if others := [f"--{name}" for name in options if name not in ("sparsity", "bits")]:
+            raise OptionError(
+                f"{' and '.join(others)} was given together with --calibrate and without --train; "
+                "expected --sparsity and --bits alone, or a --recipe."
+            )
+        recipe = post_training(**options)
     else:
         recipe = deep_compression(**(options if train else {"epochs": 0, **options}))
     if recipe.needs_training_data and train is None:
@@ -216,7 +323,17 @@ def _recipe(file: Path | None, options: dict[str, Any], train: Path | None) -> R
             "The recipe fine-tunes, and no training data was given; expected --train data.npz, or "
             "no fine-tuning: --epochs 0 or a recipe without finetune."
         )
-    if train is not None and not recipe.needs_training_data:
+    if calibrate is not None and not recipe.needs_inputs:
+        raise OptionError(
+            "--calibrate was given, and the recipe does not reconstruct; expected no --train, a "
+            "recipe with a reconstruct step, or no --calibrate."
+        )
+    if recipe.needs_inputs and calibrate is None and train is None:
+        raise OptionError(
+            "The recipe reconstructs, and no samples were given; expected --calibrate samples.npy "
+            "with some hundred inputs."
+        )
+    if train is not None and not (recipe.needs_training_data or recipe.needs_inputs):
         raise OptionError(
             "--train was given, and the recipe does not fine-tune; expected --epochs above 0, a "
             "recipe with a finetune step, or no --train."
@@ -243,17 +360,106 @@ def _load(model: Path, shapes: Sequence[str] | None) -> tvm.IRModule:
     return load(model, shapes=given or None)
 
 
-@app.command(epilog="Example: tvm-compress inspect kws.json")
-def inspect(model: _Model, shape: _Shapes = None, json: _Json = False) -> None:
-    """Show a network's inputs, outputs and operators, and each parameter's density and size."""
-    from tvm_compress import inspection
+@app.command(epilog="Example: tvm-compress inspect kws.tcz --histogram 'conv*'")
+def inspect(
+    model: _Model,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            show_default="flash, or the profile of the .tcz file",
+            help="Code the network as this profile to see its size: archive (smaller, slow) or "
+            "flash.",
+        ),
+    ] = None,
+    histogram: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Show how the values of a parameter are spread; a name, or a pattern like "
+            "'conv*' or '*'; may be repeated.",
+        ),
+    ] = None,
+    shape: _Shapes = None,
+    json: _Json = False,
+) -> None:
+    """Show a network's inputs, outputs and operators, and each parameter's density and size.
+
+    Of a .tcz file its header too, and what the file spends on each parameter.
+    """
+    from dataclasses import asdict
+
+    from tvm_compress import codec, inspection
     from tvm_compress.cli import show
 
-    found = inspection.inspect(_load(model, shape))
-    if json:
-        show.as_json(found.as_dict())
+    header = codec.read_header(model.read_bytes()) if model.is_file() else None
+    if header is not None and not json:  # before a damaged file is refused
+        show.header(header, model)
+    mod = _load(model, shape)
+    if header is not None and profile is None:
+        found = inspection.inspect_file(model)
     else:
-        show.inspection(found)
+        found = inspection.inspect(mod, profile=profile or "flash")
+    names = _matching(histogram or (), [p.name for p in found.parameters])
+    spread = [inspection.histogram(mod, name) for name in names]
+    if json:
+        histograms = {"histograms": [asdict(one) for one in spread]} if histogram else {}
+        show.as_json({**found.as_dict(), **histograms})
+        return
+    show.inspection(found)
+    for one in spread:
+        show.histogram(one)
+
+
+def _matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Give the names that a pattern of --histogram matches, in their order."""
+    from fnmatch import fnmatchcase
+
+    from tvm_compress.errors import OptionError
+
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise OptionError(
+                f"--histogram {pattern} matches no parameter; expected one of "
+                f"{', '.join(names) or 'none: the network has none'}, or a pattern."
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+@app.command(epilog="Example: tvm-compress export kws.json -o kws.onnx")
+def export(
+    model: _Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", show_default=False, help="Where the file goes.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the ONNX graph.")] = "model",
+    profile: Annotated[
+        str,
+        typer.Option(help="Of a .tcz file: archive (the smallest) or flash (a device decodes it)."),
+    ] = "archive",
+    shape: _Shapes = None,
+) -> None:
+    """Write a network in another format: .onnx, .tcz, or a Relax module as .json."""
+    from tvm_compress import pipeline
+    from tvm_compress.cli import show
+    from tvm_compress.errors import OptionError
+    from tvm_compress.files import check_output
+
+    check_output(output)
+    if output.suffix not in _FORMATS:
+        raise OptionError(
+            f"The output {output.name} names no format; expected a name that ends in "
+            f"{', '.join(_FORMATS)}."
+        )
+    pipeline.check_profile(profile, output)
+    mod = _load(model, shape)
+    if output.suffix == ".onnx":
+        from tvm_compress.export_onnx import export_onnx
+
+        export_onnx(mod, output, name=name)
+    else:
+        pipeline.save(mod, output, profile=profile)
+    show.line(f"wrote {output} ({output.stat().st_size:,} bytes)")
 
 
 @app.command(
@@ -275,7 +481,9 @@ def build(
     from tvm_compress.build import build
     from tvm_compress.cli import show
 
-    artifact = build(_load(model, shape), target, board=board, name=name, out_dir=output)
+    artifact = build(
+        _load(model, shape), target, board=board, name=name, out_dir=output, toolchain=toolchain
+    )
     # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
         show.as_json(show.build_as_dict(artifact, sized=board is not None))
@@ -310,6 +518,15 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="Count instructions layer by layer.")
     ] = False,
+    toolchain: _Toolchain = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Emulator of the board: unicorn or qemu; the first installed by default.",
+        ),
+    ] = None,
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -322,10 +539,10 @@ def run(
         check_output(output)
     mod = _load(model, shape)
     inputs = _inputs(mod, input, random)
-    artifact = build(mod, target, board=board)
+    artifact = build(mod, target, board=board, toolchain=toolchain)
     # First what may be refused.
-    counted = artifact.profile(inputs) if profile else None
-    results = artifact.run(inputs)
+    counted = artifact.profile(inputs, engine=engine) if profile else None
+    results = artifact.run(inputs, engine=engine)
     if output is not None:
         arrays.write_arrays(output, results)
     if json:

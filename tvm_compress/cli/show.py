@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tvm_compress.codec.container import Header
     from tvm_compress.doctor import Finding
-    from tvm_compress.inspection import Inspection
+    from tvm_compress.inspection import Histogram, Inspection
+    from tvm_compress.search import SearchResult
     from tvm_compress.targets.artifact import Artifact, Profile
 
 __all__ = [
@@ -23,6 +25,9 @@ __all__ = [
     "build",
     "build_as_dict",
     "findings",
+    "front",
+    "header",
+    "histogram",
     "inspection",
     "line",
     "outputs",
@@ -34,6 +39,9 @@ __all__ = [
 
 # A file or a pipe has no width, and a table that is cut cannot be read back.
 _WIDTH_OF_A_FILE = 200
+_LONGEST_BAR = 40
+# Beyond so many centroids a table says less than the bins do.
+_MOST_CENTROIDS = 256
 
 
 def _console() -> Console:
@@ -84,11 +92,19 @@ def inspection(found: Inspection) -> None:
             line(f"{what} {spec.name}: {spec.dtype} {_shape(spec.shape)}")
     line("operators: " + ", ".join(f"{n} {op}" for op, n in found.operators.items()))
     total = found.totals
+    coded = total.get("coded_bytes", 0)
+
+    def spent(coded_bytes: float | None, bits_per_weight: float | None) -> tuple[str, str, str]:
+        if coded_bytes is None or bits_per_weight is None:
+            return "-", "-", "-"
+        share = f"{coded_bytes / coded:.1%}" if coded else "-"
+        return f"{bits_per_weight:.2f}", f"{coded_bytes:,}", share
+
     _table(
         "Parameters",
         (
-            *("name", "shape", "operator", "density", "distinct"),
-            *("bits", "dense bytes", "packed bytes", "layout"),
+            *("name", "shape", "operator", "density", "bits"),
+            *("bits/weight", "coded bytes", "share", "dense bytes", "packed bytes", "layout"),
         ),
         [
             (
@@ -96,19 +112,96 @@ def inspection(found: Inspection) -> None:
                 _shape(p.shape),
                 p.operator or "-",
                 f"{p.density:.1%}",
-                str(p.distinct),
                 str(p.bits),
+                *spent(p.coded_bytes, p.bits_per_weight),
                 f"{p.dense_bytes:,}",
                 f"{p.packed_bytes:,}",
                 p.layout,
             )
             for p in found.parameters
         ],
-        left=(0, 1, 2, 8),
+        left=(0, 1, 2, 10),
         total=(
-            *("total", f"{total['parameters']:,}", "", f"{total['density']:.1%}", "", ""),
+            *("total", f"{total['parameters']:,}", "", f"{total['density']:.1%}", ""),
+            *spent(None if found.file is None else coded, 8 * coded / max(1, total["parameters"])),
             *(f"{total['dense_bytes']:,}", f"{total['packed_bytes']:,}", "estimate"),
         ),
+    )
+    if found.file is None:
+        line(f"no coded bytes: {found.no_file}")
+        return
+    sections = ", ".join(f"{s.name} {s.size_bytes:,}" for s in found.file.sections)
+    line(
+        f".tcz of the profile {found.file.profile}: {found.file.file_bytes:,} bytes (header "
+        f"{found.file.header_bytes:,}, {sections})"
+    )
+
+
+def header(found: Header, path: object) -> None:
+    """Print the header of a ``.tcz`` file, whatever its state."""
+
+    def state(intact: bool) -> str:
+        return "intact" if intact else "damaged"
+
+    line(
+        f"{path}: .tcz version {found.version}, profile {found.profile}, features "
+        f"{found.features:#06x}, {found.file_bytes:,} bytes"
+    )
+    _table(
+        "Sections",
+        ("part", "bytes", "CRC-32", "state"),
+        [
+            ("header", f"{found.header_bytes:,}", "", state(found.intact)),
+            *(
+                (s.name, f"{s.size_bytes:,}", f"{s.crc32:08x}", state(s.intact))
+                for s in found.sections
+            ),
+        ],
+        left=(0, 2, 3),
+    )
+
+
+def histogram(found: Histogram) -> None:
+    """Print how the values of a parameter are spread, and its centroids where it is shared."""
+
+    def bar(count: int, most: int) -> str:
+        return "#" * -(-count * _LONGEST_BAR // most) if most else ""
+
+    most = max((b.count for b in found.bins), default=0)
+    _table(
+        f"{found.name}: {found.size:,} values, {found.zeros:,} of them 0",
+        ("from", "to", *(("centroids",) if found.centroids else ()), "values", ""),
+        [
+            (
+                f"{b.low:.4g}",
+                f"{b.high:.4g}",
+                *((str(b.centroids),) if found.centroids else ()),
+                f"{b.count:,}",
+                bar(b.count, most),
+            )
+            for b in found.bins
+        ],
+        left=(4 if found.centroids else 3,),
+    )
+    if not 0 < len(found.centroids) <= _MOST_CENTROIDS:
+        return
+    # The zeros would make all other bars short.
+    most = max((c.count for c in found.centroids if c.value), default=0)
+    several = found.centroids[-1].codebook > 0
+    _table(
+        f"{found.name}: centroids",
+        (*(("codebook",) if several else ()), "code", "value", "values", ""),
+        [
+            (
+                *((str(c.codebook),) if several else ()),
+                str(c.code),
+                f"{c.value:.6g}",
+                f"{c.count:,}",
+                bar(c.count, most) if c.value else "",
+            )
+            for c in found.centroids
+        ],
+        left=(4 if several else 3,),
     )
 
 
@@ -124,6 +217,29 @@ def saving(before: Mapping[str, float], after: Mapping[str, float]) -> None:
                 f"{before['packed_bytes']:,}",
                 f"{after['packed_bytes']:,}",
             ),
+            *(
+                [(".tcz bytes (flash)", f"{before['file_bytes']:,}", f"{after['file_bytes']:,}")]
+                if "file_bytes" in before and "file_bytes" in after
+                else []
+            ),
+        ],
+    )
+
+
+def front(result: SearchResult) -> None:
+    """Print the Pareto front of a search, the best network marked."""
+    names = list(result.best.costs)
+    line(f"{len(result.trials)} trials; accuracy of the uncompressed network {result.accuracy:.2%}")
+    _table(
+        "Pareto front",
+        ("", "accuracy", *(name.replace("_", " ") for name in names)),
+        [
+            (
+                "best" if trial is result.best else "",
+                f"{trial.accuracy:.2%}",
+                *(f"{trial.cost(name):,.0f}" for name in names),
+            )
+            for trial in result.front
         ],
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,39 @@ def test_the_same_model_twice_under_two_names_links(tmp_path: Path) -> None:
         '#include "a.h"\n#include "b.h"\nint main(void) { return 0; }\n'
     )
     execute([*host_cc(), *STRICT, *sources, tmp_path / "main.c", "-o", tmp_path / "p", "-lm"])
+
+
+@pytest.mark.parametrize("names", [("Net", "net"), ("net", "NET")])
+def test_names_that_differ_in_case_alone_are_told_by_the_compiler(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    # Their macros are the same, so the second header must not be passed over without a word.
+    includes = []
+    for number, name in enumerate(names):  # folders, for there are disks that see no case
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(generate(small(), name), folder)
+        includes.append(f'#include "{number}/{name}.h"\n')
+    unit = tmp_path / "unit.c"
+    command = [*host_cc(), *STRICT, "-c", unit, "-o", tmp_path / "unit.o"]
+    for include in includes:
+        unit.write_text(include)
+        execute(command)
+    unit.write_text("".join(includes))
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "Two models have names that differ in case alone; build one under" in result.stderr
+
+
+def test_a_model_may_be_named_as_the_layers_of_another(tmp_path: Path) -> None:
+    headers = []
+    for name in ("net", "net_layers"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write(generate(small(), name), folder)
+        headers += [f"{name}/{name}.h", f"{name}/{name}_layers.h"]
+    guards = [re.search(r"#ifndef (\w+)", (tmp_path / path).read_text()) for path in headers]
+    assert len({guard.group(1) for guard in guards if guard}) == 4
 
 
 # A chain whose arena is used to its last byte, networks with workspaces, one without an arena.
