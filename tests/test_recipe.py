@@ -42,6 +42,8 @@ finetunes = st.builds(
     optimizer=st.sampled_from(["adam", "sgd"]),
     loss=st.sampled_from(["cross_entropy", "mse", "distillation"]),
     seed=st.integers(0, 2**63 - 1),
+    weight_decay=st.floats(min_value=0, allow_infinity=False),
+    schedule=st.sampled_from(["constant", "cosine"]),
 )
 recipes = st.builds(Recipe, st.lists(st.one_of(prunes, share_weights, finetunes), max_size=5))
 
@@ -108,6 +110,8 @@ batch_size = 64
 optimizer = "adam"
 loss = "cross_entropy"
 seed = 0
+weight_decay = 0.0
+schedule = "constant"
 
 [[steps]]
 step = "share-weights"
@@ -124,6 +128,8 @@ batch_size = 64
 optimizer = "adam"
 loss = "cross_entropy"
 seed = 0
+weight_decay = 0.0
+schedule = "constant"
 """
     )
     path = tmp_path / "recipe.toml"
@@ -302,6 +308,19 @@ def test_a_required_field_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
         ({"lr": float("nan")}, "finetune: lr is nan; expected a finite number above 0."),
         ({"optimizer": "lbfgs"}, "finetune: optimizer is lbfgs; expected adam or sgd."),
         ({"loss": "mae"}, "finetune: loss is mae; expected cross_entropy or mse or distillation."),
+        (
+            {"weight_decay": -0.5},
+            "finetune: weight_decay is -0.5; expected a finite number from 0 on.",
+        ),
+        (
+            {"weight_decay": float("inf")},
+            "finetune: weight_decay is inf; expected a finite number from 0 on.",
+        ),
+        (
+            {"weight_decay": float("nan")},
+            "finetune: weight_decay is nan; expected a finite number from 0 on.",
+        ),
+        ({"schedule": "step"}, "finetune: schedule is step; expected constant or cosine."),
     ],
 )
 def test_finetune_checks_its_fields(fields: dict[str, Any], message: str) -> None:
@@ -365,13 +384,15 @@ def test_deep_compression_prunes_and_shares_with_fine_tuning_behind_each() -> No
         batch_size=16,
         optimizer="sgd",
         loss="mse",
+        weight_decay=0.01,
+        schedule="cosine",
         scope="global",
         method="linear",
         seed=7,
         layer_sparsity={"a": 0.1},
         layer_bits={"b": 8},
     )
-    finetune = Finetune(3, 0.01, 16, "sgd", "mse", 7)
+    finetune = Finetune(3, 0.01, 16, "sgd", "mse", 7, 0.01, "cosine")
     assert recipe.steps == (
         Prune(0.8, "global", {"a": 0.1}),
         finetune,

@@ -22,7 +22,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from math import isfinite
+from math import inf, isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
@@ -43,6 +43,7 @@ __all__ = ["STEPS", "Finetune", "Recipe", "Step"]
 
 _Optimizer = Literal["adam", "sgd"]
 _Loss = Literal["cross_entropy", "mse", "distillation"]
+_Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Finetune:
         loss: ``cross_entropy`` (labels are class numbers), ``mse``, or ``distillation``, which
             takes the network before compression for its teacher and needs no labels.
         seed: of the order of the samples.
+        weight_decay: of ``adam`` decoupled from the gradient (AdamW: each step takes the share
+            ``learning rate * weight_decay`` off every parameter); of ``sgd`` the factor of the
+            parameters that is added to their gradients.
+        schedule: of the learning rate: ``constant``, or ``cosine``, from ``lr`` down to 0 over the
+            steps of this fine-tuning.
 
     Raises:
         OptionError: a field is outside its range.
@@ -70,6 +76,8 @@ class Finetune:
     optimizer: _Optimizer = "adam"
     loss: _Loss = "cross_entropy"
     seed: int = 0
+    weight_decay: float = 0.0
+    schedule: _Schedule = "constant"
 
     def __post_init__(self) -> None:
         for field, least in (("epochs", 0), ("batch_size", 1), ("seed", 0)):
@@ -80,7 +88,16 @@ class Finetune:
                 )
         if not (isfinite(self.lr) and self.lr > 0):
             raise OptionError(f"finetune: lr is {self.lr}; expected a finite number above 0.")
-        for field, known in (("optimizer", _Optimizer), ("loss", _Loss)):
+        if not 0 <= self.weight_decay < inf:
+            raise OptionError(
+                f"finetune: weight_decay is {self.weight_decay}; expected a finite number from 0 "
+                "on."
+            )
+        for field, known in (
+            ("optimizer", _Optimizer),
+            ("loss", _Loss),
+            ("schedule", _Schedule),
+        ):
             if getattr(self, field) not in get_args(known):
                 raise OptionError(
                     f"finetune: {field} is {getattr(self, field)}; expected "

@@ -32,6 +32,11 @@ def noisy(output: Any, target: Any) -> Any:
     return torch.nn.functional.cross_entropy(logits, target)
 
 
+def shaken(x: Any, random: np.random.Generator) -> Any:
+    """An augmentation whose result depends on the random numbers that it gets."""
+    return x + random.normal(0, 0.1, x.shape).astype("float32")
+
+
 def tune(path: Path | None, **options: Any) -> dict[str, bytes]:
     change = options.pop("change", pruned)
     given = {"epochs": 3, "lr": 0.02, "batch_size": 16, "progress": False, "seed": 3} | options
@@ -50,14 +55,25 @@ def stop_after(count: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "loss", "optimizer"),
-    [(pruned, "cross_entropy", "adam"), (shared, noisy, "sgd"), (shared, noisy, "adam")],
+    ("change", "loss", "optimizer", "more"),
+    [
+        (pruned, "cross_entropy", "adam", {}),
+        (shared, noisy, "sgd", {}),
+        (shared, noisy, "adam", {}),
+        (pruned, "cross_entropy", "adam", {"weight_decay": 0.1, "schedule": "cosine"}),
+        (shared, noisy, "sgd", {"weight_decay": 0.1, "schedule": "cosine", "augment": shaken}),
+    ],
 )
 @pytest.mark.parametrize("stop", [[1], [4, 1, 7], [STEPS], [STEPS + 1, 2], [3 * STEPS]])
 def test_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, change: Any, loss: Any, optimizer: str, stop: list[int]
+    tmp_path: Path,
+    change: Any,
+    loss: Any,
+    optimizer: str,
+    more: dict[str, Any],
+    stop: list[int],
 ) -> None:
-    options = {"change": change, "loss": loss, "optimizer": optimizer}
+    options = {"change": change, "loss": loss, "optimizer": optimizer, **more}
     path = tmp_path / "run"
     expected = tune(None, **options)
     for count in stop:
@@ -166,6 +182,9 @@ def test_divergence_does_not_replace_the_checkpoint(tmp_path: Path) -> None:
         ({"lr": 0.01}, "options (its options are (epochs=3, lr=0.02, "),
         ({"seed": 4}, "options (its options are "),
         ({"loss": noisy}, "options (its options are "),
+        ({"schedule": "cosine"}, "options (its options are "),
+        ({"weight_decay": 0.1}, "options (its options are "),
+        ({"augment": shaken}, "options (its options are "),
         ({"change": shared}, "network; expected"),
         ({"change": shared, "epochs": 4}, "network and options (its options are "),
     ],

@@ -117,6 +117,51 @@ def test_gradient_in_a_batch_equals_finite_differences() -> None:
             assert float(parameter.grad.view(-1)[index]) == pytest.approx(slope, rel=1e-4, abs=1e-4)
 
 
+def conv_net() -> tvm.IRModule:
+    """A convolution of a shared weight, a pool, one convolution a channel: (1, 2, 6, 6) in."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (3, 2, 3, 3)).astype("uint8")
+    centroids = np.array([0.0, -0.5, 0.3, 0.7], "float32")
+    depthwise = rng.normal(size=(3, 1, 2, 2)).astype("float32")
+
+    def body(x: Any, shared: Any, depthwise: Any) -> Any:
+        y = op.nn.max_pool2d(op.nn.conv2d(x, shared, padding=1), (2, 2), (2, 2))
+        return op.nn.conv2d(y, depthwise, groups=3)
+
+    return module({"x": (1, 2, 6, 6)}, {"w": (codes, centroids), "d": depthwise}, body)
+
+
+def test_gradients_of_convolutions_are_those_of_torch() -> None:
+    mod = conv_net()
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(4, 2, 6, 6)).astype("float32"))
+    net = TorchModule(mod)
+    found = net(x[:, None])
+    found.square().sum().backward()
+    functional = torch.nn.functional
+    first = torch.tensor(ir.parameters(mod)["w"].value, requires_grad=True)
+    second = torch.tensor(ir.parameters(mod)["d"].value, requires_grad=True)
+    y = functional.max_pool2d(functional.conv2d(x, first, padding=1), 2)
+    y = functional.conv2d(y, second, groups=3)
+    y.square().sum().backward()
+    torch.testing.assert_close(found[:, 0], y)
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    torch.testing.assert_close(gradients["d:value"], second.grad)
+    codes = torch.from_numpy(np.array(ir.parameters(mod)["w"].codes))
+    assert first.grad is not None
+    sums = torch.stack([first.grad[codes == code].sum() for code in range(4)])
+    torch.testing.assert_close(gradients["w:centroids"], sums, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_run_with_their_channels_innermost() -> None:
+    # It is faster, and nothing but the strides tells of it.
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 1, 3, 3)).astype("float32")
+    net = TorchModule(module({"x": (1, 1, 6, 6)}, {"w": weight}, op.nn.conv2d))
+    y = net(torch.zeros(4, 1, 1, 6, 6))
+    assert y.shape == (4, 1, 3, 4, 4)
+    assert y[:, 0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_parameters_are_those_of_the_ir() -> None:
     net = TorchModule(dense_net(change=shared))
     assert {name: tuple(p.shape) for name, p in net.named_parameters()} == {

@@ -93,6 +93,50 @@ def test_weight_decay_and_momentum_reach_the_optimizer() -> None:
     assert content(tune(mod, weight_decay=0.1)) != content(tune(mod))
 
 
+def ones_that_have_no_gradient() -> tuple[tvm.IRModule, Any]:
+    """``w`` is all ones, and the inputs are zeros: what moves it is the weight decay alone."""
+    mod = module({"x": (1, 2)}, {"w": np.ones((2, 3), "float32")}, op.matmul)
+    return mod, (np.zeros((12, 2), "float32"), np.zeros((12, 3), "float32"))
+
+
+def test_weight_decay_of_adam_is_decoupled() -> None:
+    mod, data = ones_that_have_no_gradient()
+    options = {"loss": "mse", "epochs": 1, "batch_size": 4, "lr": 0.1, "weight_decay": 0.5}
+    tuned = tune(mod, data, **options)
+    # Three steps of (1 - lr * weight_decay); in the gradient Adam would make of it three of lr.
+    np.testing.assert_allclose(ir.parameters(tuned)["w"].value, (1 - 0.1 * 0.5) ** 3, rtol=1e-6)
+
+
+def test_weight_decay_of_sgd_is_a_gradient() -> None:
+    mod, data = ones_that_have_no_gradient()
+    options = {"loss": "mse", "epochs": 1, "batch_size": 4, "lr": 0.1, "weight_decay": 0.5}
+    tuned = tune(mod, data, optimizer="sgd", momentum=0.9, **options)
+    w, velocity = 1.0, 0.0
+    for _ in range(3):
+        velocity = 0.9 * velocity + 0.5 * w
+        w -= 0.1 * velocity
+    np.testing.assert_allclose(ir.parameters(tuned)["w"].value, w, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_learning_rate_of_every_step(schedule: str) -> None:
+    mod = module({"x": (1, 1)}, {"w": np.ones((1, 1), "float32")}, op.matmul)
+    x = np.ones((6, 1), "float32")
+    seen: list[float] = []
+
+    def loss(output: Any, target: Any) -> Any:
+        seen.append(float(output.detach().mean()))
+        return -output.mean()  # of the gradient -1: w grows by the learning rate
+
+    options = {"loss": loss, "optimizer": "sgd", "momentum": 0.0, "lr": 0.5, "batch_size": 2}
+    tuned = tune(mod, (x, x), epochs=2, schedule=schedule, **options)
+    weights = [*seen, float(ir.parameters(tuned)["w"].value.item())]
+    # Six steps, t = 0 .. 5: SGDR, equation 5 with eta_min = 0, eta_max = lr, T_i = 6.
+    cosine = [0.5 * 0.5 * (1 + np.cos(np.pi * t / 6)) for t in range(6)]
+    expected = [0.5] * 6 if schedule == "constant" else cosine
+    np.testing.assert_allclose(np.diff(weights), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_zeros_stay_zero(optimizer: str) -> None:
     mod = dense_net(change=pruned)
@@ -345,6 +389,9 @@ def test_under_no_grad_it_trains_all_the_same() -> None:
         ({"weight_decay": -1.0}, "finetune: the weight_decay is -1.0; expected a number of at "
          "least 0."),
         ({"optimizer": "lion"}, "finetune: the optimizer is 'lion'; expected adam or sgd."),
+        ({"schedule": "step"}, "finetune: the schedule is 'step'; expected constant or cosine."),
+        ({"augment": "flip"}, "augment is a str; expected a function of the inputs of a batch and "
+         "a numpy.random.Generator that gives the changed inputs."),
         ({"loss": "hinge"}, "finetune: the loss is 'hinge'; expected cross_entropy, mse, "
          "distillation or a function."),
     ],

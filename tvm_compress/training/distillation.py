@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import UnsupportedError
 from tvm_compress.tensors import input_specs, output_specs
+from tvm_compress.training.device import find_device, moved
 from tvm_compress.training.interpreter import TorchModule
 from tvm_compress.training.samples import check_samples
 
@@ -22,7 +23,10 @@ _BATCH = 64
 
 @torch.no_grad()
 def teacher_outputs(
-    mod: tvm.IRModule, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]
+    mod: tvm.IRModule,
+    inputs: NDArray[Any] | Mapping[str, NDArray[Any]],
+    *,
+    device: str = "cpu",
 ) -> NDArray[Any]:
     """Run a network on samples and give what stands before its last softmax.
 
@@ -33,12 +37,14 @@ def teacher_outputs(
     Args:
         mod: the network that teaches, of one output.
         inputs: N samples, as :func:`tvm_compress.training.finetune` takes them.
+        device: where torch computes, as there.
 
     Returns:
         Floats (N, *shape of the output); of a network that ends in a softmax its input, else the
         output.
 
     Raises:
+        OptionError: a device that torch does not find.
         DataError: inputs of a wrong name, shape or dtype, or that are not finite.
         UnsupportedError: a network of several outputs, or an operator without a torch meaning.
     """
@@ -52,10 +58,11 @@ def teacher_outputs(
     first = next(iter(inputs.values()), ()) if isinstance(inputs, Mapping) else inputs
     count = len(np.atleast_1d(np.asarray(first)))
     samples = check_samples("inputs", (inputs, np.zeros(count)), specs)
-    net = TorchModule(mod, before_softmax=True)
+    net = TorchModule(mod, before_softmax=True).to(find_device(device))
     batches = []
     for start in range(0, len(samples), _BATCH):
-        tensors, _ = samples.batch(np.arange(start, min(start + _BATCH, len(samples))))
-        batches.append(net(*tensors).numpy())
+        batch = samples.batch(np.arange(start, min(start + _BATCH, len(samples))))
+        tensors, _ = moved(batch, net.device)
+        batches.append(net(*tensors).cpu().numpy())
     found = np.concatenate(batches)
     return found.reshape(len(found), *outputs[0].shape)

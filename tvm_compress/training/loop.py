@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,13 @@ from torch import Tensor
 from tvm_compress.errors import OptionError, UnsupportedError
 from tvm_compress.tensors import input_specs, output_specs
 from tvm_compress.training import checkpoint as checkpoints
+from tvm_compress.training.augmentation import (
+    Augment,
+    augmented,
+    check_augment,
+    function_name,
+)
+from tvm_compress.training.device import find_device, moved
 from tvm_compress.training.interpreter import TorchModule
 from tvm_compress.training.samples import Samples, check_labels, check_samples, check_targets
 
@@ -34,8 +42,21 @@ __all__ = ["TrainingStep", "finetune"]
 
 Loss = Literal["cross_entropy", "mse", "distillation"] | Callable[[Any, Any], Tensor]
 
+Schedule = Literal["constant", "cosine"]
+
 # Between the ends of epochs a checkpoint is at most this old.
 _CHECKPOINT_SECONDS = 30.0
+
+
+def cosine_rate(lr: float, part: float) -> float:
+    """Give the learning rate when a part (0..1) of a training is done: half a cosine, ``lr`` to 0.
+
+    Source: Loshchilov, Hutter, SGDR (arXiv 1608.03983), equation 5, without restarts.
+
+    >>> [round(cosine_rate(1e-3, t / 4), 6) for t in range(5)]
+    [0.001, 0.000854, 0.0005, 0.000146, 0.0]
+    """
+    return lr * (1 + math.cos(math.pi * part)) / 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,8 @@ class _Options:
     weight_decay: float
     loss: str
     seed: int
+    schedule: str
+    augment: str | None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch_size", 1), ("seed", 0)):
@@ -93,13 +116,24 @@ class _Options:
             raise OptionError(
                 f"finetune: the optimizer is {self.optimizer!r}; expected adam or sgd."
             )
+        if self.schedule not in ("constant", "cosine"):
+            raise OptionError(
+                f"finetune: the schedule is {self.schedule!r}; expected constant or cosine."
+            )
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+
+    def rate(self, part: float) -> float:
+        """Give the learning rate when a part (0..1) of the training is done.
+
+        Of the position alone, so a resumed run needs no state of a schedule.
+        """
+        return self.lr if self.schedule == "constant" else cosine_rate(self.lr, part)
 
 
 def finetune(
@@ -114,6 +148,9 @@ def finetune(
     seed: int = 0,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    schedule: Schedule = "constant",
+    augment: Augment | None = None,
+    device: str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     validation: Any = None,
@@ -144,7 +181,22 @@ def finetune(
             batch (a tensor, or a dict of them) that gives a scalar tensor.
         seed: of the order of the samples, and of torch's random numbers in a loss.
         momentum: of ``sgd``, from 0 to below 1.
-        weight_decay: factor of the weights that is added to their gradients.
+        weight_decay: of ``adam`` decoupled from the gradient, as AdamW has it: each step also
+            takes the share ``learning rate * weight_decay`` off every parameter (Loshchilov,
+            Hutter, arXiv 1711.05101); of ``sgd`` this factor of the parameters is added to their
+            gradients. The parameters are biases and centroids too.
+        schedule: of the learning rate: ``constant``, or ``cosine``, from ``lr`` down to 0 over
+            all steps (see :func:`cosine_rate`).
+        augment: a function of the inputs of a batch and a ``numpy.random.Generator`` that gives
+            the inputs to train on: shifted, flipped, with noise. Inputs are one array (samples,
+            *shape as in ``x``) for a network of one input, else a dict by input name; they are
+            copies that may be written into, and come back with the same shapes and dtypes. The
+            generator is that of the seed and the step, so a resumed run sees the same. Targets
+            stay, those of ``distillation`` too, and so does validation data. A checkpoint knows
+            the function by its name alone.
+        device: where torch computes: ``cpu``, or ``cuda`` for a GPU that torch finds. On a GPU
+            sums have no fixed order, so equal arguments give nearly equal numbers; a checkpoint
+            may go on on another device.
         checkpoint: a file that is written after every epoch, every 30 seconds and at Ctrl-C; it is
             kept when the run is done.
         progress: show a progress bar on stderr.
@@ -157,17 +209,31 @@ def finetune(
 
     Raises:
         DataError: data of a wrong name, shape, dtype or length, values that are not finite, labels
-            out of range; a checkpoint that is damaged or of another run.
-        OptionError: an option outside its range; the loss became NaN or infinite.
+            out of range; inputs from ``augment`` that are not like those it got; a checkpoint that
+            is damaged or of another run.
+        OptionError: an option outside its range; a device that torch does not find; the loss became
+            NaN or infinite.
         UnsupportedError: an operator without a torch meaning, a network without floating
             parameters, half-precision parameters, or outputs that the loss does not fit.
         KeyboardInterrupt: Ctrl-C, once the step under way is done and the checkpoint is complete.
     """
+    if augment is not None:
+        check_augment(augment)
     options = _Options(
-        epochs, lr, batch_size, optimizer, momentum, weight_decay, _loss_name(loss), seed
+        epochs,
+        lr,
+        batch_size,
+        optimizer,
+        momentum,
+        weight_decay,
+        _loss_name(loss),
+        seed,
+        schedule,
+        None if augment is None else function_name(augment),
     )
+    place = find_device(device)
     path = None if checkpoint is None else checkpoints.check_path(checkpoint)
-    net = TorchModule(mod, before_softmax=loss in ("cross_entropy", "distillation"))
+    net = TorchModule(mod, before_softmax=loss in ("cross_entropy", "distillation")).to(place)
     objective = _Objective(mod, net, loss)
     samples = objective.check("training data", data, mod)
     judged = None if validation is None else objective.check("validation data", validation, mod)
@@ -179,8 +245,10 @@ def finetune(
             checkpoints.data_digest(samples.arrays()),
             str(options).removeprefix("_Options"),
         )
-    with _deterministic(options.seed), _stop_request() as stopping:
-        run = _Run(net, objective, samples, judged, options, options.make_optimizer(trained))
+    with _deterministic(options.seed, place), _stop_request() as stopping:
+        run = _Run(
+            net, objective, samples, augment, judged, options, options.make_optimizer(trained)
+        )
         if path is not None and fingerprint is not None:
             run.resume(path, fingerprint)
         with _bar(run) if progress else nullcontext() as show:
@@ -190,8 +258,7 @@ def finetune(
 
 def _loss_name(loss: Loss) -> str:
     if callable(loss):
-        name = getattr(loss, "__qualname__", type(loss).__qualname__)
-        return f"{getattr(loss, '__module__', '')}.{name}"
+        return function_name(loss)
     if loss not in ("cross_entropy", "mse", "distillation"):
         raise OptionError(
             f"finetune: the loss is {loss!r}; expected cross_entropy, mse, distillation or a "
@@ -266,7 +333,8 @@ class _Objective:
         """Give the mean loss and, of cross_entropy, the accuracy over all of the data."""
         total, right = 0.0, 0
         for start in range(0, len(data), size):
-            inputs, targets = data.batch(np.arange(start, min(start + size, len(data))))
+            batch = data.batch(np.arange(start, min(start + size, len(data))))
+            inputs, targets = moved(batch, net.device)
             outputs = net(*inputs)
             total += float(self(outputs, targets)) * len(inputs[0])
             if self.loss == "cross_entropy" and isinstance(targets, Tensor):
@@ -285,11 +353,13 @@ class _Run:
         net: TorchModule,
         objective: _Objective,
         samples: Samples,
+        augment: Augment | None,
         judged: Samples | None,
         options: _Options,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.net, self.objective, self.samples, self.judged = net, objective, samples, judged
+        self.augment = augment
         self.options, self.optimizer = options, optimizer
         self.epoch, self.step = 0, 0  # what is done: whole epochs, and steps of the next one
         self.steps_per_epoch = -(-len(samples) // options.batch_size)
@@ -348,9 +418,24 @@ class _Run:
                 if last or time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
                     self.save()
 
-    def _one_step(self, order: Any) -> TrainingStep:
+    def _batch(self, order: Any) -> tuple[list[Tensor], Tensor | dict[str, Tensor]]:
         size = self.options.batch_size
-        inputs, targets = self.samples.batch(order[self.step * size : (self.step + 1) * size])
+        where = order[self.step * size : (self.step + 1) * size]
+        if self.augment is None:
+            return self.samples.batch(where)
+        # A child of the order's sequence: no two steps draw the same numbers.
+        entropy = [self.options.seed, self.epoch]
+        sequence = np.random.SeedSequence(entropy, spawn_key=(self.step,))
+        random = np.random.default_rng(sequence)
+        return self.samples.batch(where, partial(augmented, self.augment, random=random))
+
+    def _one_step(self, order: Any) -> TrainingStep:
+        inputs, targets = moved(self._batch(order), self.net.device)
+        steps_done = self.epoch * self.steps_per_epoch + self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.rate(
+                steps_done / (self.options.epochs * self.steps_per_epoch)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective(self.net(*inputs), targets)
         value = float(loss.detach())
@@ -382,11 +467,12 @@ class _Run:
 
 
 @contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
+def _deterministic(seed: int, device: torch.device) -> Iterator[None]:
     """Run with torch's deterministic kernels and a random state of our own, then restore both."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    others = [device] if device.type == "cuda" else []  # a random state beside the processor's
+    with torch.random.fork_rng(devices=others), torch.enable_grad():
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(seed)
         try:

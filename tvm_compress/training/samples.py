@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Samples:
 
     inputs: tuple[NDArray[Any], ...]
     targets: dict[str, NDArray[Any]]
-    shapes: tuple[tuple[int, ...], ...]
+    specs: tuple[TensorSpec, ...]
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -36,11 +36,23 @@ class Samples:
         named = {f"input {i}": array for i, array in enumerate(self.inputs)}
         return named | {f"target {name}": array for name, array in self.targets.items()}
 
-    def batch(self, where: NDArray[np.int64]) -> tuple[list[Tensor], Tensor | dict[str, Tensor]]:
-        """Give the inputs (n, *shape of the IR) and the targets of some samples."""
+    def batch(
+        self,
+        where: NDArray[np.int64],
+        change: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None = None,
+    ) -> tuple[list[Tensor], Tensor | dict[str, Tensor]]:
+        """Give the inputs (n, *shape of the IR) and the targets of some samples.
+
+        ``change`` gets the inputs by name, copies in the form of the data.
+        """
+        named = {
+            spec.name: array[where] for spec, array in zip(self.specs, self.inputs, strict=True)
+        }
+        if change is not None:
+            named = change(named)
         inputs = [
-            torch.from_numpy(array[where].reshape(len(where), *shape))
-            for array, shape in zip(self.inputs, self.shapes, strict=True)
+            torch.from_numpy(named[spec.name].reshape(len(where), *spec.shape))
+            for spec in self.specs
         ]
         targets = {name: torch.from_numpy(array[where]) for name, array in self.targets.items()}
         return inputs, targets.get("", targets)
@@ -84,7 +96,7 @@ def check_samples(what: str, data: Any, specs: Sequence[TensorSpec]) -> Samples:
         _check_finite(what, label, array)
     if count == 0:
         raise DataError(f"The {what} has no samples; expected at least one.")
-    return Samples(tuple(inputs), targets, tuple(spec.shape for spec in specs))
+    return Samples(tuple(inputs), targets, tuple(specs))
 
 
 def _by_name(
@@ -182,7 +194,7 @@ def check_labels(what: str, samples: Samples, output: tuple[int, ...]) -> Sample
             f"The labels of the {what} go from {low} to {high}; expected 0 to {classes - 1}, for "
             f"the network has {classes} classes."
         )
-    return Samples(samples.inputs, {"": y.astype(np.int64)}, samples.shapes)
+    return replace(samples, targets={"": y.astype(np.int64)})
 
 
 def check_targets(what: str, samples: Samples, output: TensorSpec) -> Samples:
@@ -203,4 +215,4 @@ def check_targets(what: str, samples: Samples, output: TensorSpec) -> Samples:
             f"{_expected(output.shape)} for N samples, as the output {output.name} has."
         )
     y = y.reshape(len(y), *output.shape).astype(output.dtype, copy=False)
-    return Samples(samples.inputs, {"": y}, samples.shapes)
+    return replace(samples, targets={"": y})
