@@ -77,8 +77,9 @@ def test_an_empty_recipe_gives_the_module_back(network: tvm.IRModule) -> None:
 def test_fine_tuning_gets_its_options_and_the_data(
     network: tvm.IRModule, trainings: list[dict[str, Any]], data: Any
 ) -> None:
-    step = Finetune(3, 0.5, 7, "sgd", "mse", 11)
-    small = compress(network, Recipe([step, Prune(0.5), step]), train=data, progress=False)
+    step = Finetune(3, 0.5, 7, "sgd", "mse", 11, 0.25, "cosine")
+    recipe = Recipe([step, Prune(0.5), step])
+    small = compress(network, recipe, train=data, augment=np.add, progress=False)
     options = {
         "epochs": 3,
         "lr": 0.5,
@@ -86,6 +87,10 @@ def test_fine_tuning_gets_its_options_and_the_data(
         "optimizer": "sgd",
         "loss": "mse",
         "seed": 11,
+        "weight_decay": 0.25,
+        "schedule": "cosine",
+        "augment": np.add,
+        "device": "cpu",
         "checkpoint": None,
         "progress": False,
     }
@@ -146,6 +151,16 @@ def test_data_that_is_no_pair(network: tvm.IRModule) -> None:
         compress(network, deep_compression(), train=train)
     assert str(caught.value) == (
         "The training data is a ndarray; expected a pair (x, y) of samples and labels."
+    )
+
+
+def test_an_augmentation_that_is_no_function(network: tvm.IRModule, data: Any) -> None:
+    flip: Any = "flip"
+    with pytest.raises(OptionError) as caught:
+        compress(network, deep_compression(), train=data, augment=flip)
+    assert str(caught.value) == (
+        "augment is a str; expected a function of the inputs of a batch and a "
+        "numpy.random.Generator that gives the changed inputs."
     )
 
 
@@ -283,10 +298,10 @@ def test_only_what_changed_is_done_again(
     applied: list[str],
     tmp_path: Path,
 ) -> None:
-    def run(mod: tvm.IRModule, recipe: Recipe, train: Any = None) -> list[str]:
+    def run(mod: tvm.IRModule, recipe: Recipe, train: Any = None, **more: Any) -> list[str]:
         applied.clear()
         trainings.clear()
-        compress(mod, recipe, train=train, checkpoint_dir=tmp_path, progress=False)
+        compress(mod, recipe, train=train, checkpoint_dir=tmp_path, progress=False, **more)
         return [*applied, *["finetune"] * len(trainings)]
 
     shot = deep_compression(0.5, 3, epochs=0)
@@ -310,6 +325,11 @@ def test_only_what_changed_is_done_again(
     assert run(network, tuned, (x, (y + 1) % 10)) == ["finetune"]
     assert run(network, tuned, (-x, y)) == ["finetune"]
     assert run(network, tuned, ({"image": x}, y)) == ["finetune"]
+    # An augmentation is known by its name, and counts where it is used.
+    assert run(network, tuned, data, augment=np.add) == ["finetune"]
+    assert run(network, tuned, data, augment=np.subtract) == ["finetune"]
+    assert run(network, tuned, data, augment=np.add) == []
+    assert run(network, shot, augment=np.add) == []
 
 
 def test_a_checkpoint_that_is_damaged(network: tvm.IRModule, tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from tvm_compress.frontends.load import load
     from tvm_compress.pipeline import compress, save
     from tvm_compress.recipe import Recipe
+    from tvm_compress.search import Budget, search
 
     __version__: str
 
 __all__ = [
+    "Budget",
     "Recipe",
     "__version__",
     "build",
@@ -40,10 +42,12 @@ __all__ = [
     "passes",
     "recipes",
     "save",
+    "search",
 ]
 
 _MODULES = frozenset({"errors", "passes", "recipes"})
 _HOME = {
+    "Budget": "tvm_compress.search",
     "Recipe": "tvm_compress.recipe",
     "build": "tvm_compress.build",
     "compress": "tvm_compress.pipeline",
@@ -51,6 +55,7 @@ _HOME = {
     "import_deep_compression": "tvm_compress.frontends.deep_compression",
     "load": "tvm_compress.frontends",
     "save": "tvm_compress.pipeline",
+    "search": "tvm_compress.search",
 }
 
 
@@ -78,7 +83,7 @@ def _version() -> str:
 
 
 class _Package(ModuleType):
-    """Keeps the functions ``build`` and ``export_onnx`` visible, named as their modules are."""
+    """Keeps functions visible that are named as their modules are, such as ``build``."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system would put the submodule in the place of the function.

@@ -48,7 +48,7 @@ class DataError(InputError, ValueError):
 
 
 class BudgetError(InputError):
-    """The model does not fit the board's flash or RAM."""
+    """The model does not fit the board's flash or RAM, or no trial of a search meets its budget."""
 
 
 class MissingToolError(InputError):

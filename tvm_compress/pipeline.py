@@ -24,13 +24,27 @@ import tvm_compress
 from tvm_compress import ir
 from tvm_compress.errors import DataError, ModelFormatError, OptionError
 from tvm_compress.files import check_output, write_whole
-from tvm_compress.passes import Reconstruct
+from tvm_compress.passes import Reconstruct, ReduceRate
 from tvm_compress.recipe import Finetune, Recipe
+from tvm_compress.tensors import input_specs
+from tvm_compress.training.augmentation import Augment, check_augment, function_name
 
 if TYPE_CHECKING:
-    from tvm_compress.recipe import Step
+    from concurrent.futures import Executor
 
-__all__ = ["Inputs", "TrainingData", "compress", "save"]
+    from tvm_compress.recipe import Step
+    from tvm_compress.search import Budget
+
+__all__ = [
+    "Inputs",
+    "TrainingData",
+    "check_data",
+    "check_profile",
+    "compress",
+    "data_hash",
+    "save",
+    "say",
+]
 
 Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
 TrainingData = tuple[Inputs, NDArray[Any] | None]
@@ -38,23 +52,38 @@ TrainingData = tuple[Inputs, NDArray[Any] | None]
 
 def compress(
     mod: tvm.IRModule,
-    recipe: Recipe,
+    recipe: Recipe | None = None,
     *,
     train: TrainingData | None = None,
     calibrate: Inputs | None = None,
+    augment: Augment | None = None,
+    budget: Budget | None = None,
+    validate: TrainingData | None = None,
+    executor: Executor | None = None,
+    trial_log: str | PathLike[str] | None = None,
+    device: str = "cpu",
     checkpoint_dir: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> tvm.IRModule:
-    """Compress a network: run the steps of a recipe in order.
+    """Compress a network: run the steps of a recipe in order, or search what meets a budget.
 
     Args:
         mod: a canonical module, as :func:`tvm_compress.load` gives it; it stays as it is.
         recipe: the steps, see :mod:`tvm_compress.recipes`.
+        budget: limits, in place of a recipe: then this is ``search(...).module``, see
+            :func:`tvm_compress.search`, which gives the Pareto front too and takes more options.
+        validate: samples and labels by which a search judges networks.
+        executor: where a search runs its jobs.
+        trial_log: a folder that keeps the results of a search, so that it can go on.
         train: ``(x, y)``: samples, an array (N, ...) or arrays by input name, and N labels or
             targets. Needed where the recipe fine-tunes; y may be None where all of that is
             distillation.
-        calibrate: samples without labels, some hundred, for ``reconstruct``; without it the
-            samples of ``train``.
+        calibrate: samples without labels, some hundred, for ``reconstruct`` and ``reduce-rate``;
+            without it the samples of ``train``. ``reduce-rate`` does without either, too.
+        augment: changes each batch of a fine-tuning, such as by random shifts: a function of the
+            batch's inputs and a ``numpy.random.Generator`` that gives inputs of the same shape and
+            dtype, see :func:`tvm_compress.training.finetune`. Checkpoints know it by its name.
+        device: where a recipe fine-tunes: ``cpu``, or ``cuda`` for a GPU that torch finds.
         checkpoint_dir: a folder, made if missing, that keeps the module behind every step. The same
             call on the same folder goes on where the last one stopped; a changed recipe goes on
             behind the last step that is still the same.
@@ -65,26 +94,44 @@ def compress(
 
     Raises:
         OptionError: a fine-tuning recipe without ``train``, one that reconstructs without samples,
-            or ``checkpoint_dir`` is a file.
-        DataError: ``train`` is not a pair.
+            ``augment`` is no function, ``checkpoint_dir`` is a file, or torch does not find the
+            device; neither a recipe nor a
+            budget, or both, or an argument that belongs to the other.
+        BudgetError: no network that was tried meets the budget.
+        DataError: ``train`` is not a pair, or what ``augment`` gives does not fit.
         PassError: a pass meets a module that it cannot rewrite.
+        UnsupportedError: the network has no inputs.
         MissingToolError: fine-tuning without torch.
     """
-    ir.main_function(mod)
-    _check_train(recipe, train)
+    input_specs(mod)
+    of_budget = {"validate": validate, "executor": executor, "trial_log": trial_log}
+    of_recipe = {"checkpoint_dir": checkpoint_dir, "device": None if device == "cpu" else device}
+    _check_way(recipe, budget, of_recipe, of_budget)
+    if budget is not None:
+        from tvm_compress.search import search
+
+        found = search(
+            mod,
+            budget,
+            validate=validate,
+            train=train,
+            calibrate=calibrate,
+            augment=augment,
+            executor=executor,
+            trial_log=trial_log,
+            progress=progress,
+        )
+        return found.module
+    assert recipe is not None, "one of both is given"
+    check_data(recipe, train, calibrate, augment)
     if calibrate is None and train is not None:
         calibrate = train[0]
-    if calibrate is None and recipe.needs_inputs:
-        raise OptionError(
-            "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
-            "hundred inputs without labels."
-        )
-    data = _Data(mod, train, calibrate)
+    data = _Data(mod, train, calibrate, augment, device)
     saved = _Checkpoints(checkpoint_dir, mod, recipe, data) if checkpoint_dir is not None else None
     first, mod = saved.last(mod) if saved else (0, mod)
     for number, step in list(enumerate(recipe.steps))[first:]:
         if progress:
-            _say(f"[{number + 1}/{len(recipe.steps)}] {step.name}")
+            say(f"[{number + 1}/{len(recipe.steps)}] {step.name}")
         mod = _apply(step, mod, data, saved.unfinished(number) if saved else None, progress)
         if saved:
             saved.keep(number, mod)
@@ -112,17 +159,28 @@ def save(mod: tvm.IRModule, path: str | PathLike[str], *, profile: str = "archiv
 
     ir.main_function(mod)
     path = Path(path)
+    check_profile(profile, path)
     if path.suffix == ".tcz":
         check_output(path)
         data = codec.pack(mod, profile)
-    elif codec.check_profile(profile) != "archive":
-        raise OptionError(
-            f"The profile {profile} was asked for {path.name}, which will be JSON; expected a name "
-            "that ends in .tcz."
-        )
     else:
         data = tvm.ir.save_json(mod).encode()
     write_whole(path, lambda stream: stream.write(data))
+
+
+def check_profile(profile: str, path: Path) -> None:
+    """Check, before long work, that a file of this name can have the profile.
+
+    Raises:
+        OptionError: an unknown profile, or ``flash`` for a name that does not end in ``.tcz``.
+    """
+    from tvm_compress import codec
+
+    if codec.check_profile(profile) != "archive" and path.suffix != ".tcz":
+        raise OptionError(
+            f"The profile {profile} was asked for {path.name}, which will be "
+            f"{'ONNX' if path.suffix == '.onnx' else 'JSON'}; expected a name that ends in .tcz."
+        )
 
 
 @dataclass(frozen=True)
@@ -132,10 +190,12 @@ class _Data:
     dense: tvm.IRModule
     train: TrainingData | None
     calibrate: Inputs | None
+    augment: Augment | None
+    device: str = "cpu"
 
     def of(self, step: Step) -> tuple[Inputs | None, ...]:
         """Give the arrays that a step reads, for the name of its checkpoint."""
-        if isinstance(step, Reconstruct):
+        if isinstance(step, Reconstruct | ReduceRate):
             return (self.calibrate,)
         return self.train if isinstance(step, Finetune) and self.train is not None else ()
 
@@ -146,7 +206,7 @@ class _Data:
             return self.train
         from tvm_compress.training import teacher_outputs
 
-        return self.train[0], teacher_outputs(self.dense, self.train[0])
+        return self.train[0], teacher_outputs(self.dense, self.train[0], device=self.device)
 
 
 def _apply(
@@ -157,6 +217,8 @@ def _apply(
     progress: bool,
 ) -> tvm.IRModule:
     if isinstance(step, Reconstruct):
+        return step.on(data.calibrate).apply(mod)
+    if isinstance(step, ReduceRate) and data.calibrate is not None:
         return step.on(data.calibrate).apply(mod)
     if not isinstance(step, Finetune):
         # Not step(mod): on the way through TVM's pass runner Ctrl-C would become a RuntimeError.
@@ -174,9 +236,57 @@ def _apply(
         optimizer=step.optimizer,
         loss=step.loss,
         seed=step.seed,
+        weight_decay=step.weight_decay,
+        schedule=step.schedule,
+        augment=data.augment,
+        device=data.device,
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def _check_way(
+    recipe: Recipe | None,
+    budget: Budget | None,
+    of_recipe: Mapping[str, object],
+    of_budget: Mapping[str, object],
+) -> None:
+    """Check that there is one of recipe and budget, and nothing that belongs to the other."""
+    if (recipe is None) == (budget is None):
+        what = "A recipe and a budget were" if recipe else "Neither a recipe nor a budget was"
+        raise OptionError(
+            f"{what} given; expected one of them: compress(mod, recipe), or compress(mod, "
+            "budget=Budget(...), validate=(x, y))."
+        )
+    way, others = ("budget", of_recipe) if recipe is None else ("recipe", of_budget)
+    for name, value in others.items():
+        if value is not None:
+            other = "recipe" if recipe is None else "budget"
+            raise OptionError(
+                f"{name} was given with a {way}; expected it with a {other} alone: leave it out."
+            )
+
+
+def check_data(
+    recipe: Recipe,
+    train: TrainingData | None,
+    calibrate: Inputs | None,
+    augment: Augment | None = None,
+) -> None:
+    """Check that there is what a recipe needs; see :func:`compress`.
+
+    Raises:
+        OptionError: data is missing, or ``augment`` is no function.
+        DataError: ``train`` is not a pair.
+    """
+    _check_train(recipe, train)
+    if augment is not None:
+        check_augment(augment)
+    if calibrate is None and train is None and recipe.needs_inputs:
+        raise OptionError(
+            "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
+            "hundred inputs without labels."
+        )
 
 
 def _check_train(recipe: Recipe, train: TrainingData | None) -> None:
@@ -197,7 +307,8 @@ def _check_train(recipe: Recipe, train: TrainingData | None) -> None:
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line on stderr."""
     from rich.console import Console
 
     Console(stderr=True, highlight=False, markup=False).print(line)
@@ -207,7 +318,8 @@ class _Checkpoints:
     """The modules behind the finished steps, in files whose names say what they come from.
 
     A name holds a hash over the first module, all steps up to its own and, behind a fine-tuning,
-    the data. So files of other runs may lie beside ours, and none is ever taken for ours.
+    the data and the name of ``augment``. So files of other runs may lie beside ours, and none is
+    ever taken for ours.
     """
 
     def __init__(
@@ -229,7 +341,9 @@ class _Checkpoints:
             zip(recipe.steps, recipe.model_dump()["steps"], strict=True), 1
         ):
             digest.update(json.dumps(plain).encode())
-            digest.update(_data_hash(data.of(step)))
+            digest.update(data_hash(data.of(step)))
+            if isinstance(step, Finetune) and data.augment is not None:
+                digest.update(function_name(data.augment).encode())
             name = f"{number:02}-{step.name}-{digest.hexdigest()[:16]}.json"
             self._files.append(self._folder / name)
 
@@ -257,7 +371,8 @@ class _Checkpoints:
         self.unfinished(number).unlink(missing_ok=True)
 
 
-def _data_hash(arrays: tuple[Inputs | None, ...]) -> bytes:
+def data_hash(arrays: tuple[Inputs | None, ...]) -> bytes:
+    """Give a digest of samples and labels: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for given in arrays:
         samples = sorted(given.items()) if isinstance(given, Mapping) else [("", given)]
