@@ -11,7 +11,9 @@ from tvm_compress.passes.fixed_point import FixedPoint
 from tvm_compress.passes.prune import Prune
 from tvm_compress.passes.prune_channels import PruneChannels
 from tvm_compress.passes.reconstruct import Reconstruct
+from tvm_compress.passes.reduce_rate import ReduceRate
 from tvm_compress.passes.remove_channels import RemoveChannels
+from tvm_compress.passes.round_biases import RoundBiases
 from tvm_compress.passes.share_weights import ShareWeights
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "Prune",
     "PruneChannels",
     "Reconstruct",
+    "ReduceRate",
     "RemoveChannels",
+    "RoundBiases",
     "ShareWeights",
 ]
 
@@ -42,5 +46,7 @@ PASSES: dict[str, type[Pass]] = {
         Reconstruct,
         ShareWeights,
         FixedPoint,
+        ReduceRate,
+        RoundBiases,
     )
 }

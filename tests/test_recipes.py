@@ -72,6 +72,8 @@ def test_gradual_pruning_as_steps() -> None:
         batch_size=5,
         optimizer="sgd",
         loss="mse",
+        weight_decay=0.1,
+        lr_schedule="cosine",
         scope="global",
         seed=4,
         layer_sparsity={"fc*": 0.4},
@@ -79,9 +81,9 @@ def test_gradual_pruning_as_steps() -> None:
     )
     assert recipe.steps == (
         Prune(0.8 - 0.8 / 8, "global", {"fc*": 0.4 - 0.4 / 8}, 0.0),
-        Finetune(3, 0.01, 5, "sgd", "mse", 4),
+        Finetune(3, 0.01, 5, "sgd", "mse", 4, 0.1, "cosine"),
         Prune(0.8, "global", {"fc*": 0.4}, 0.0),
-        Finetune(7, 0.01, 5, "sgd", "mse", 5),
+        Finetune(7, 0.01, 5, "sgd", "mse", 5, 0.1, "cosine"),
     )
     assert not gradual_pruning(epochs=0).needs_training_data
     assert gradual_pruning(epochs=0, last_epochs=1).needs_training_data
@@ -94,6 +96,8 @@ def test_drop_pruning_ends_without_chance() -> None:
     assert [p.restore for p in prunes] == pytest.approx([0.15, 0.1, 0.05, 0.0])
     assert [p.seed for p in prunes] == [3, 4, 5, 6]
     assert prunes[-1] == DropPrune(0.8, 1.0, 0.0, 6, {"fc*": 0.4})
+    tuned = drop_pruning(0.8, 2, seed=3, weight_decay=0.1, lr_schedule="cosine").steps[1::2]
+    assert tuned == tuple(Finetune(1, seed=s, weight_decay=0.1, schedule="cosine") for s in (3, 4))
 
 
 def test_both_meet_the_same_sparsity_in_a_network() -> None:

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from tvm_compress.errors import OptionError
-from tvm_compress.passes import DropPrune, Prune, Reconstruct, RemoveChannels, ShareWeights
+from tvm_compress.passes import (
+    DropPrune,
+    Prune,
+    ReduceRate,
+    RemoveChannels,
+    RoundBiases,
+    ShareWeights,
+)
 from tvm_compress.recipe import Finetune, Recipe, Step
 
 __all__ = [
@@ -28,6 +35,8 @@ def deep_compression(
     batch_size: int = 64,
     optimizer: Literal["adam", "sgd"] = "adam",
     loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+    weight_decay: float = 0.0,
+    schedule: Literal["constant", "cosine"] = "constant",
     scope: Literal["layer", "global"] = "layer",
     method: Literal["optimal", "linear", "density", "random"] = "optimal",
     seed: int = 0,
@@ -45,6 +54,8 @@ def deep_compression(
         batch_size: samples a step.
         optimizer: ``adam`` or ``sgd``.
         loss: ``cross_entropy`` or ``mse``.
+        weight_decay: of both fine-tunings, see :class:`tvm_compress.recipe.Finetune`.
+        schedule: of the learning rate in each fine-tuning, ``constant`` or ``cosine``.
         scope: ``layer`` prunes every layer to ``sparsity``, ``global`` all layers together.
         method: how centroids are found, see :class:`tvm_compress.passes.ShareWeights`.
         seed: of everything that is random.
@@ -59,7 +70,7 @@ def deep_compression(
     >>> [step.name for step in deep_compression(epochs=3).steps]
     ['prune', 'finetune', 'share-weights', 'finetune']
     """
-    finetune = Finetune(epochs, lr, batch_size, optimizer, loss, seed)
+    finetune = Finetune(epochs, lr, batch_size, optimizer, loss, seed, weight_decay, schedule)
     steps: list[Step] = []
     compressing = (
         Prune(sparsity, scope, layer_sparsity or {}),
@@ -71,38 +82,34 @@ def deep_compression(
 
 
 def post_training(
-    sparsity: float = 0.3,
-    bits: int = 4,
+    lam: float = 0.005,
     *,
-    small: float = 0.04,
-    damping: float = 0.1,
-    layer_sparsity: Mapping[str, float] | None = None,
-    layer_bits: Mapping[str, int] | None = None,
+    damping: float = 0.05,
+    bias_bits: int = 10,
+    layer_lam: Mapping[str, float] | None = None,
 ) -> Recipe:
-    """Remove dead channels, then prune and share in one shot by inputs without labels.
+    """Remove dead channels, then quantise for the smallest file, in one shot and without training.
 
-    ``compress(mod, post_training(), calibrate=x)`` needs some hundred samples ``x`` and no torch.
+    ``compress(mod, post_training())`` needs no data at all; ``calibrate=x`` with some hundred
+    samples without labels makes it lose less at the same size. Neither needs torch.
 
     Args:
-        sparsity: share of the weights that become zero, 0..1.
-        bits: bits of a shared weight's code, 1..8, or 0 for dense weights.
-        small: layers of fewer weights than this share stay dense and have codes of 2 bits more.
-        damping: how little the inputs are trusted, above 0.
-        layer_sparsity: sparsity by pattern of the weight's name.
-        layer_bits: bits by pattern of the weight's name.
+        lam: what a bit is worth, above 0: more of it makes the file smaller and the network worse,
+            see :class:`tvm_compress.passes.ReduceRate`.
+        damping: how little the samples are trusted, above 0.
+        bias_bits: bits of the biases, 2..16, see :class:`tvm_compress.passes.RoundBiases`.
+        layer_lam: ``lam`` by pattern of the weight's name; 0 leaves a weight as it is.
 
     Raises:
         OptionError: a value outside its range.
 
-    Source: see :mod:`tvm_compress.reconstruction`.
+    Source: see :mod:`tvm_compress.rate_distortion`.
 
     >>> [step.name for step in post_training().steps]
-    ['remove-channels', 'reconstruct']
+    ['remove-channels', 'reduce-rate', 'round-biases']
     """
-    reconstruct = Reconstruct(
-        sparsity, bits, small, damping, layer_sparsity or {}, layer_bits or {}
-    )
-    return Recipe([RemoveChannels(), reconstruct])
+    reduce = ReduceRate(lam, damping, layers=layer_lam or {})
+    return Recipe([RemoveChannels(), reduce, RoundBiases(bias_bits)])
 
 
 def cubic_sparsity(part: float, final: float, initial: float = 0.0) -> float:
@@ -143,6 +150,8 @@ def gradual_pruning(
     batch_size: int = 64,
     optimizer: Literal["adam", "sgd"] = "adam",
     loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+    weight_decay: float = 0.0,
+    lr_schedule: Literal["constant", "cosine"] = "constant",
     scope: Literal["layer", "global"] = "layer",
     seed: int = 0,
     layer_sparsity: Mapping[str, float] | None = None,
@@ -162,6 +171,8 @@ def gradual_pruning(
         batch_size: samples a step of the optimizer.
         optimizer: ``adam`` or ``sgd``.
         loss: ``cross_entropy`` or ``mse``.
+        weight_decay: of each fine-tuning, see :class:`tvm_compress.recipe.Finetune`.
+        lr_schedule: of the learning rate in each fine-tuning, ``constant`` or ``cosine``.
         scope: ``layer`` prunes every layer to the sparsity, ``global`` all layers together.
         seed: of the order of the samples.
         layer_sparsity: sparsity in the end by pattern of the weight's name.
@@ -186,7 +197,9 @@ def gradual_pruning(
         return Prune(curve(part, sparsity), scope, layers, *ends)
 
     def finetune(number: int, epochs: int) -> Finetune:
-        return Finetune(epochs, lr, batch_size, optimizer, loss, seed + number)
+        return Finetune(
+            epochs, lr, batch_size, optimizer, loss, seed + number, weight_decay, lr_schedule
+        )
 
     return _in_turns("gradual_pruning", steps, prune, finetune, epochs, last_epochs)
 
@@ -205,6 +218,8 @@ def drop_pruning(
     batch_size: int = 64,
     optimizer: Literal["adam", "sgd"] = "adam",
     loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+    weight_decay: float = 0.0,
+    lr_schedule: Literal["constant", "cosine"] = "constant",
     seed: int = 0,
     layer_sparsity: Mapping[str, float] | None = None,
     first: float | None = None,
@@ -228,6 +243,8 @@ def drop_pruning(
         batch_size: samples a step of the optimizer.
         optimizer: ``adam`` or ``sgd``.
         loss: ``cross_entropy`` or ``mse``.
+        weight_decay: of each fine-tuning, see :class:`tvm_compress.recipe.Finetune`.
+        lr_schedule: of the learning rate in each fine-tuning, ``constant`` or ``cosine``.
         seed: of all chance.
         layer_sparsity: sparsity in the end by pattern of the weight's name.
         first: sparsity in the end of the weights that meet an input first.
@@ -254,7 +271,9 @@ def drop_pruning(
         return DropPrune(curve(part, sparsity), p, q, seed + next(count), layers, *ends)
 
     def finetune(number: int, epochs: int) -> Finetune:
-        return Finetune(epochs, lr, batch_size, optimizer, loss, seed + number)
+        return Finetune(
+            epochs, lr, batch_size, optimizer, loss, seed + number, weight_decay, lr_schedule
+        )
 
     return _in_turns("drop_pruning", steps, prune, finetune, epochs, last_epochs)
 

@@ -15,7 +15,7 @@ Everything here is numpy on arrays; :class:`tvm_compress.passes.Reconstruct` car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from tvm_compress.tensors import check_samples, input_specs
 
 __all__ = [
     "LayerInputs",
+    "assumed_inputs",
     "damped",
     "fit_centroids",
     "layer_inputs",
@@ -39,10 +40,12 @@ __all__ = [
     "refit_rows",
     "share_rows",
     "target_rows",
+    "upper_factor",
 ]
 
 _Floats = NDArray[np.float64]
 _BLOCK = 64  # columns whose pruned weights are chosen together
+_CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 
 
 def output_error(change: _Floats, gram: _Floats) -> float:
@@ -68,13 +71,13 @@ def damped(gram: _Floats, damping: float) -> _Floats:
     return gram + (level or 1.0) * np.eye(len(gram))
 
 
-def _upper_factor(gram: _Floats) -> _Floats:
+def upper_factor(gram: _Floats) -> _Floats:
     """Give the upper Cholesky factor ``U`` of the inverse: ``inv(gram) = U.T @ U``.
 
     Row ``c`` of it, over its diagonal, is how the columns behind ``c`` compensate for ``c`` once
-    the columns before are settled (GPTQ, section 3.3).
+    the columns before are settled (GPTQ, section 3.3). Of a stack of matrices each has its own.
     """
-    return np.linalg.cholesky(np.linalg.inv(gram)).T
+    return np.swapaxes(np.linalg.cholesky(np.linalg.inv(gram)), -1, -2)
 
 
 def prune_rows(weight: _Floats, gram: _Floats, drop: int) -> NDArray[np.bool_]:
@@ -94,7 +97,7 @@ def prune_rows(weight: _Floats, gram: _Floats, drop: int) -> NDArray[np.bool_]:
     """
     weight = weight.copy()
     columns = weight.shape[1]
-    factor = _upper_factor(gram)
+    factor = upper_factor(gram)
     cost_of = np.diag(factor) ** 2
     first = weight**2 / cost_of
     order = np.argsort(first, axis=None, kind="stable")[:drop]
@@ -152,7 +155,7 @@ def share_rows(
         The codes, uint8 (rows, columns).
     """
     weight = weight.copy()
-    factor = _upper_factor(gram)
+    factor = upper_factor(gram)
     free = centroids[1:]
     bounds = (free[1:] + free[:-1]) / 2
     codes = np.zeros(weight.shape, np.uint8)
@@ -166,7 +169,9 @@ def share_rows(
 
 
 def fit_centroids(
-    parts: Sequence[tuple[_Floats, _Floats, NDArray[np.uint8]]], centroids: _Floats
+    parts: Sequence[tuple[_Floats, _Floats, NDArray[Any]]],
+    centroids: _Floats,
+    scales: Sequence[_Floats] | None = None,
 ) -> _Floats:
     """Give the centroids of least output error for given codes; centroid 0 stays zero.
 
@@ -176,16 +181,18 @@ def fit_centroids(
     Args:
         parts: (weight, gram, codes) of each group of rows that shares a Gram matrix.
         centroids: (k,), the present ones; those that no code uses stay as they are.
+        scales: how much the error of each row counts, (rows,) of each group; 1 if left out.
     """
     count = len(centroids)
     matrix, right = np.zeros((count, count)), np.zeros(count)
-    for weight, gram, codes in parts:
+    for number, (weight, gram, codes) in enumerate(parts):
         target = weight @ gram
         for row, code in enumerate(codes):
+            scale = 1.0 if scales is None else scales[number][row]
             indicator = np.zeros((count, code.size))
             indicator[code, np.arange(code.size)] = 1.0
-            matrix += indicator @ gram @ indicator.T
-            right += indicator @ target[row]
+            matrix += scale * (indicator @ gram @ indicator.T)
+            right += scale * (indicator @ target[row])
     used = np.unique(np.concatenate([codes.ravel() for _, _, codes in parts]))
     used = used[used > 0]
     result = centroids.copy()
@@ -238,11 +245,20 @@ class LayerInputs:
     shift: tuple[_Floats, _Floats]
     _shape: tuple[int, ...]
     _axes: tuple[int, ...]  # of the weight in the order O I + spatial
+    _pieces: int = 1  # that long rows are cut into, each a group
 
     def dense(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Lay rows (or codes) out as the weight is."""
         moved = [self._shape[axis] for axis in self._axes]
-        return np.transpose(rows.reshape(moved), np.argsort(self._axes))
+        whole = rows.reshape(-1, self._pieces, *rows.shape[1:]).swapaxes(1, 2)
+        return np.transpose(whole.reshape(moved), np.argsort(self._axes))
+
+    def as_rows(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """Lay a tensor of the weight's shape out as rows: undoes :meth:`dense`."""
+        groups, rows, columns = self.rows.shape
+        whole = np.transpose(tensor, self._axes)
+        cut = whole.reshape(groups // self._pieces, rows, self._pieces, columns)
+        return np.ascontiguousarray(cut.swapaxes(1, 2)).reshape(self.rows.shape)
 
     def bias_change(self, rows: NDArray[Any]) -> _Floats:
         """Give what the bias must grow by, (outputs,), so that the outputs' means stay."""
@@ -295,6 +311,7 @@ def layer_inputs(
     mod: tvm.IRModule,
     inputs: NDArray[Any] | Mapping[str, NDArray[Any]],
     change: Callable[[LayerInputs], Mapping[str, NDArray[Any]]],
+    most: int | None = None,
 ) -> None:
     """Run a module from the front and show every layer that has a weight, with its inputs.
 
@@ -305,6 +322,7 @@ def layer_inputs(
         inputs: samples, as :func:`tvm_compress.targets.reference.run` takes them.
         change: is called once a weight, at its first use, and gives the parameters (the weight, its
             bias) that have other values from then on.
+        most: how many samples are looked at, evenly spaced where there are more; None for all.
 
     Raises:
         DataError: inputs of a wrong name, shape or dtype.
@@ -312,6 +330,10 @@ def layer_inputs(
     """
     weights = ir.weights(mod)
     samples = check_samples(input_specs(mod), inputs)
+    count = len(next(iter(samples.values())))
+    if most is not None and count > most:
+        some = np.linspace(0, count - 1, most).round().astype(np.int64)
+        samples = {name: value[some] for name, value in samples.items()}
     before, after = _Stream(mod, samples), _Stream(mod, samples)
     biases = _biases(before.function)
     done: set[str] = set()
@@ -347,19 +369,13 @@ def _biases(function: relax.Function) -> dict[Any, Any]:
 
 
 def _layer(call: Any, bias: Any, before: _Stream, after: _Stream) -> LayerInputs | None:
-    operator = edge.op_name(call) or ""
-    convolution = operator in ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
+    convolution = edge.op_name(call) in _CONVOLUTIONS
     data, weight = call.args
     value = np.asarray(before.values[weight])
-    if data not in before.many or not (
-        convolution or (operator == "relax.matmul" and value.ndim == 2)
-    ):
+    axes = _row_axes(call, value.ndim)
+    if data not in before.many or axes is None:
         return None
-    axes: tuple[int, ...] = (1, 0)
-    groups = 1
-    if convolution:
-        axes = axes_between(str(call.attrs.kernel_layout), "OI" + spatial(value.ndim - 2))
-        groups = int(call.attrs.groups)
+    groups = int(call.attrs.groups) if convolution else 1
     moved = np.transpose(value, axes).astype(np.float64)
     rows = moved.reshape(groups, moved.shape[0] // groups, -1)
     gram, cross = (np.zeros((groups, rows.shape[2], rows.shape[2])) for _ in range(2))
@@ -385,6 +401,77 @@ def _layer(call: Any, bias: Any, before: _Stream, after: _Stream) -> LayerInputs
     return LayerInputs(
         edge.var_name(weight), name, rows, gram, cross, (old, new), value.shape, axes
     )
+
+
+def _row_axes(call: Any, rank: int) -> tuple[int, ...] | None:
+    """Give the axes of a weight in the order O I + spatial, or None where it has no such rows."""
+    if edge.op_name(call) in _CONVOLUTIONS:
+        return axes_between(str(call.attrs.kernel_layout), "OI" + spatial(rank - 2))
+    return (1, 0) if edge.op_name(call) == "relax.matmul" and rank == 2 else None
+
+
+# What is behind a rectifier of a normal variable: square of the mean over mean of the square.
+_MEAN_SHARE = 1 / np.pi
+# Correlation of the deviations of neighbouring positions; pictures and their features have 0.4 to
+# 0.9, the more the earlier in a network.
+_NEIGHBOURS = 0.5
+# Longer rows are cut, for a Gram matrix grows with the square.
+_LONGEST = 2048
+
+
+def assumed_inputs(mod: tvm.IRModule) -> Iterator[LayerInputs]:
+    """Give every layer that has a weight with what its inputs are taken to be without any data.
+
+    All inputs of a layer are taken to be rectified normal variables of one size: their mean square
+    is 1, of which ``1 / pi`` is the square of their mean. Channels are independent; within a
+    channel the deviations of two positions of a kernel correlate by ``0.5 ** distance``. There is
+    no bias to take up a shift: the mean is a part of the Gram matrix, hence errors of a row that
+    add up count more than errors that cancel out.
+    """
+    weights = ir.weights(mod)
+    calls: dict[str, Any] = {}
+    for binding in ir.bindings(ir.main_function(mod)):
+        for arg in binding.value.args if isinstance(binding.value, tvm.ir.Call) else ():
+            if isinstance(arg, relax.Var) and edge.var_name(arg) in weights:
+                calls.setdefault(edge.var_name(arg), binding.value)
+    for name, weight in weights.items():
+        value, call = weight.parameter.value, calls[name]
+        axes = _row_axes(call, value.ndim)
+        groups = int(call.attrs.groups) if edge.op_name(call) in _CONVOLUTIONS else 1
+        if axes is None:  # each output's weights still are a row, in an order that tells nothing
+            rest = [axis for axis in range(value.ndim) if axis != weight.output_axis]
+            axes = (weight.output_axis, *rest)
+            moved = np.transpose(value, axes).reshape(value.shape[axes[0]], -1)
+        else:
+            moved = np.transpose(value, axes)
+        inputs, kernel = moved.shape[1], moved.shape[2:]
+        pieces = _pieces(inputs, int(np.prod(kernel)))
+        gram = assumed_gram((inputs // pieces, *kernel))
+        cut = moved.reshape(groups, moved.shape[0] // groups, pieces, -1).swapaxes(1, 2)
+        rows = cut.reshape(groups * pieces, -1, len(gram)).astype(np.float64)
+        grams = np.broadcast_to(gram, (len(rows), *gram.shape))
+        none = np.zeros((len(rows), len(gram)))
+        yield LayerInputs(name, None, rows, grams, grams, (none, none), value.shape, axes, pieces)
+
+
+def _pieces(inputs: int, kernel: int) -> int:
+    """Give into how many pieces to cut rows, so that a Gram matrix stays small."""
+    divisors = (n for n in range(1, inputs + 1) if inputs % n == 0)
+    return next(n for n in divisors if inputs // n * kernel <= _LONGEST or n == inputs)
+
+
+def assumed_gram(shape: Sequence[int]) -> _Floats:
+    """Give the Gram matrix of :func:`assumed_inputs` for ``shape``: inputs, then the kernel's axes.
+
+    >>> assumed_gram((2,)).round(3).tolist()
+    [[1.0, 0.318], [0.318, 1.0]]
+    """
+    places = np.stack(
+        np.unravel_index(np.arange(int(np.prod(shape[1:]))), tuple(shape[1:]) or (1,))
+    )
+    distance = np.linalg.norm(places[:, :, None] - places[:, None], axis=0)
+    within = (1 - _MEAN_SHARE) * _NEIGHBOURS**distance
+    return np.asarray(_MEAN_SHARE + np.kron(np.eye(shape[0]), within))
 
 
 def _as_rows(x: NDArray[Any]) -> NDArray[Any]:

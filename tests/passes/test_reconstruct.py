@@ -16,7 +16,7 @@ from examples.digits.data import DigitsSplit
 from tests.training.nets import dense_net, module
 from tvm_compress import ir
 from tvm_compress.errors import OptionError, PassError
-from tvm_compress.passes import Prune, Reconstruct, ShareWeights
+from tvm_compress.passes import Prune, Reconstruct, RemoveChannels, ShareWeights
 from tvm_compress.targets import reference
 
 Array = NDArray[Any]
@@ -95,7 +95,7 @@ def _first_sums() -> tvm.IRModule:
 
 
 def test_is_part_of_a_recipe(tmp_path: Path) -> None:
-    recipe = tc.recipes.post_training(0.5, 3, small=0.0)
+    recipe = tc.Recipe([RemoveChannels(), Reconstruct(0.5, 3, small=0.0)])
     assert tc.Recipe.from_toml(recipe.to_toml()) == recipe
     mod = tc.load(dense_net())
     expected = Reconstruct(0.5, 3, small=0.0).on(X)(mod)
@@ -132,7 +132,7 @@ def test_refuses_to_run_without_inputs() -> None:
         "share-weights."
     )
     with pytest.raises(OptionError) as refused:
-        tc.compress(dense_net(), tc.recipes.post_training())
+        tc.compress(dense_net(), tc.Recipe([Reconstruct()]))
     assert str(refused.value) == (
         "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
         "hundred inputs without labels."
