@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 import tvm_compress as tc
 from benchmarks.common import ROOT
 
-__all__ = ["NETWORKS", "Mnist", "error", "mnist", "train"]
+__all__ = ["NETWORKS", "Images", "Mnist", "error", "kept", "mnist", "moved", "train"]
 
 CACHE = ROOT / "benchmarks" / ".cache"
 EPOCHS = {"lenet_300_100": 20, "lenet5": 12}
@@ -35,17 +36,21 @@ WEIGHT_DECAY = 1e-2
 VALIDATION = 5000
 
 
+# Images, float32 (N, 1, 28, 28) in 0..1, and labels, int64 (N,).
+Images = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
 @dataclass(frozen=True)
 class Mnist:
-    """Pairs of images, float32 (N, 1, 28, 28) in 0..1, and labels, int64 (N,).
+    """Images and labels.
 
     ``validation`` is the last 5,000 of the published training set, for choices; ``test`` is the
     published test set, for the figures that are reported.
     """
 
-    train: tuple[NDArray[np.float32], NDArray[np.int64]]
-    validation: tuple[NDArray[np.float32], NDArray[np.int64]]
-    test: tuple[NDArray[np.float32], NDArray[np.int64]]
+    train: Images
+    validation: Images
+    test: Images
 
 
 def data_folder() -> Path | None:
@@ -72,7 +77,7 @@ def mnist(folder: Path | None = None) -> Mnist:
         with gzip.open(folder / "datasets" / f"mnist_{name}-ubyte.gz") as stream:
             return np.frombuffer(stream.read(), np.uint8, offset=header)
 
-    def pair(name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def pair(name: str) -> Images:
         images = read(f"{name}-images-idx3", 16).reshape(-1, 1, 28, 28)
         labels = read(f"{name}-labels-idx1", 8)
         return images.astype(np.float32) / np.float32(255), labels.astype(np.int64)
@@ -80,6 +85,16 @@ def mnist(folder: Path | None = None) -> Mnist:
     x, y = pair("train")
     cut = len(x) - VALIDATION
     return Mnist((x[:cut], y[:cut]), (x[cut:], y[cut:]), pair("t10k"))
+
+
+def moved(images: Images) -> Images:
+    """Give the images and the same moved by one pixel up, down, left and right: 5 N of them."""
+    x, y = images
+    padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    places = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
+    height, width = x.shape[2:]
+    cut = [padded[:, :, r : r + height, c : c + width] for r, c in places]
+    return np.concatenate(cut), np.tile(y, len(places))
 
 
 def _lenet_300_100() -> Any:
@@ -116,13 +131,7 @@ def train(name: str, seed: int = 0, data: Mnist | None = None) -> tvm.IRModule:
     # What decides a training names the file, so that a change here does not find an old network.
     decides = (EPOCHS[name], BATCH, PEAK_LR[name], WEIGHT_DECAY, VALIDATION, NETWORKS[name]())
     text = f"{decides} torch {importlib.metadata.version('torch')} format 1"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = CACHE / f"{name}-{seed}-{digest}.json"
-    if not path.exists():
-        mod = _train(name, seed, data or mnist())
-        CACHE.mkdir(parents=True, exist_ok=True)
-        tc.save(mod, path)
-    return tc.load(path)
+    return kept(f"{name}-{seed}", text, lambda: _train(name, seed, data or mnist()))
 
 
 def _train(name: str, seed: int, data: Mnist) -> tvm.IRModule:
@@ -153,7 +162,20 @@ def _train(name: str, seed: int, data: Mnist) -> tvm.IRModule:
     return tc.load(net.eval(), example=x[:1])
 
 
-def error(mod: tvm.IRModule, data: tuple[NDArray[np.float32], NDArray[np.int64]]) -> float:
+def kept(stem: str, decides: str, make: Callable[[], tvm.IRModule]) -> tvm.IRModule:
+    """Give what ``make`` computed once for what decides it, so that a killed run goes on."""
+    digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
+    path = CACHE / f"{stem}-{digest}.json"
+    if path.exists():
+        return tc.load(path)
+    print(f"{stem}: at work", file=sys.stderr, flush=True)
+    mod = make()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    tc.save(mod, path)
+    return mod
+
+
+def error(mod: tvm.IRModule, data: Images) -> float:
     """Give the share of images that a network gets wrong, 0..1."""
     import torch
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
 import tvm_compress as tc
 from benchmarks import drop_prune, lenet
 from benchmarks.lenet import Mnist
+from tests.passes.nets import conv_net
 from tvm_compress import ir
 from tvm_compress.passes import DropPrune, Prune
-from tvm_compress.recipe import Recipe
+from tvm_compress.recipe import Finetune, Recipe
 
 
 def some_digits(count: int = 120) -> Mnist:
@@ -64,6 +67,35 @@ def test_a_network_is_trained_once_and_the_same_each_time(
             np.testing.assert_array_equal(ir.parameters(other)[name].value, parameter.value)
 
 
+def test_what_is_kept_is_made_once_for_what_decides_it(quick: Path) -> None:
+    made: list[str] = []
+
+    def make(text: str) -> Any:
+        def network() -> tvm.IRModule:
+            made.append(text)
+            return conv_net()
+
+        return lenet.kept("net", text, network)
+
+    for text in ("a", "b", "a"):
+        tvm.ir.assert_structural_equal(make(text), conv_net())
+    assert made == ["a", "b"]
+    assert len(list(quick.iterdir())) == 2
+
+
+def test_moved_images_are_the_image_and_its_four_neighbours() -> None:
+    images = np.zeros((2, 1, 28, 28), np.float32)
+    images[0, 0, 5, 7], images[1, 0, 0, 0] = 1, 1
+    x, y = lenet.moved((images, np.array([3, 8])))
+    assert x.shape == (10, 1, 28, 28) and x.dtype == np.float32
+    assert y.tolist() == [3, 8] * 5
+    np.testing.assert_array_equal(x[:2], images)
+    places = {tuple(int(i) for i in np.argwhere(image[0])[0]) for image in x[::2]}
+    assert places == {(5, 7), (6, 7), (4, 7), (5, 8), (5, 6)}
+    # What is moved out of the image is gone.
+    assert x[1::2].sum() == 3
+
+
 def test_mnist_as_published(shared_data: Path) -> None:
     data = lenet.mnist(shared_data)
     assert [len(x) for x, _ in (data.train, data.validation, data.test)] == [55_000, 5_000, 10_000]
@@ -89,7 +121,12 @@ def test_missing_data_says_where_it_belongs(tmp_path: Path) -> None:
 def test_both_prunings_meet_the_ratio_layer_by_layer(quick: Path, ratio: float) -> None:
     mod = lenet.train("lenet5", 0, some_digits())
     counts = []
-    for recipe in drop_prune.recipes(mod, ratio, 0).values():
+    made = drop_prune.recipes(mod, ratio, 0)
+    # Beside them stands the same fine-tuning without a pruning.
+    tuned = made.pop(drop_prune.TUNED).steps
+    assert list(made) == ["magnitude", "drop-prune"]
+    assert tuned == tuple(s for s in made["magnitude"].steps if isinstance(s, Finetune))
+    for recipe in made.values():
         # The prunings alone: fine-tuning moves no zero.
         steps = [step for step in recipe.steps if isinstance(step, Prune | DropPrune)]
         assert len(steps) == drop_prune.STEPS
