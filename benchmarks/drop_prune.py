@@ -163,12 +163,6 @@ def main() -> int:
                 at_least=True,
             ),
             Figure("error after DropPruning, mean", 100 * found, round(100 * dense, 4), "%"),
-            Figure(
-                "the same beside the network tuned alike",
-                100 * found,
-                round(100 * fmean(row[TUNED]["error"] for row in goal), 4),
-                "%",
-            ),
         ]
     packages = ("tvm-compress", "numpy", "torch", "apache-tvm")
     return finish(Report(NAME, _table(rows), figures, rows, 0, packages), options)
