@@ -14,6 +14,8 @@ VENV_PYTHON := .venv/bin/python
 BENCH ?= $(filter-out common lenet,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 BENCH_FLAGS ?= --check
 FUZZ_SECONDS ?= 3600
+# By hand a minute of fuzzing repeats; in CI each run tries other inputs, and says its seed.
+FUZZ_SEED ?= $(if $(filter true,$(CI)),,1)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -74,4 +76,4 @@ check-docs:
 	$(VENV_PYTHON) -m mkdocs build --strict --quiet
 
 check-fuzz:
-	$(VENV_PYTHON) tests/fuzz/fuzz.py 60 1
+	$(VENV_PYTHON) tests/fuzz/fuzz.py 60 $(FUZZ_SEED)

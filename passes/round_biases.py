@@ -65,7 +65,7 @@ class RoundBiases(Pass):
         bits: bits of the largest magnitude of a tensor, the sign included, 2..16.
 
     Raises:
-        OptionError: ``bits`` is outside its range.
+        OptionError: ``bits`` is no whole number, or outside its range.
     """
 
     name: ClassVar[str] = "round-biases"
@@ -74,9 +74,9 @@ class RoundBiases(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.bits not in range(2, 17):
+        if not isinstance(self.bits, int) or self.bits not in range(2, 17):
             raise OptionError(
-                f"round-biases: the biases have {self.bits} bits; expected a whole number from 2 "
+                f"round-biases: the biases have {self.bits!r} bits; expected a whole number from 2 "
                 "to 16."
             )
 

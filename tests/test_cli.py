@@ -22,7 +22,7 @@ from tvm_compress import codec, doctor, inspection, ir, pipeline
 from tvm_compress.cli import app
 from tvm_compress.errors import CompressError, InputError
 from tvm_compress.frontends import load
-from tvm_compress.passes import Prune, ShareWeights
+from tvm_compress.passes import Prune, Reconstruct, ShareWeights
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.recipes import deep_compression, post_training
 from tvm_compress.targets import reference
@@ -350,6 +350,22 @@ def test_training_data_means_fine_tuning(
         np.testing.assert_array_equal(y, content["y"])
 
 
+def test_fine_tuning_runs_where_asked(
+    digits_onnx: Path,
+    samples: Path,
+    trained: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["compress", digits_onnx, "-o", tmp_path / "small.json", "--train", samples]
+    asked: list[str] = []
+    monkeypatch.setattr(pipeline, "check_device", asked.append)
+    done(*command, "--device", "cuda:1")
+    done(*command)
+    assert [call["device"] for call in trained] == ["cuda:1"] * 2 + ["cpu"] * 2
+    assert asked == ["cuda:1", "cpu"]
+
+
 def test_training_data_without_labels_where_a_recipe_distils(
     digits_onnx: Path, trained: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -373,12 +389,12 @@ def test_samples_without_labels_mean_one_shot_reconstruction(tiny: Path, tmp_pat
     array, named, toml = tmp_path / "x.npy", tmp_path / "x.npz", tmp_path / "recipe.toml"
     np.save(array, samples)
     np.savez(named, allow_pickle=False, x=samples)
-    recipe = post_training(0.5, 3)
+    recipe = post_training(0.02)
     expected = pipeline.compress(load(tiny), recipe, calibrate=samples, progress=False)
     toml.write_text(recipe.to_toml())
     by_options = tmp_path / "options.tcz"
     command = ["compress", tiny, "-o", by_options, "--calibrate", array, "--json"]
-    document = json.loads(done(*command, "--sparsity", "0.5", "--bits", "3"))
+    document = json.loads(done(*command, "--lam", "0.02"))
     assert Recipe.model_validate(document["recipe"]) == recipe
     by_file = tmp_path / "file.tcz"
     command = ["compress", tiny, "-o", by_file, "--calibrate", named, "--recipe", toml]
@@ -387,6 +403,30 @@ def test_samples_without_labels_mean_one_shot_reconstruction(tiny: Path, tmp_pat
     for path, profile in ((by_options, "archive"), (by_file, "flash")):
         tvm.ir.assert_structural_equal(load(path), expected, map_free_vars=True)
         assert path.read_bytes() == codec.pack(expected, profile)
+    # Of the file that was written, in its profile.
+    assert document["after"] == inspection.inspect_file(by_options).totals
+    assert document["after"]["file_bytes"] == by_options.stat().st_size
+    before = inspection.inspect(load(tiny)).totals
+    assert document["before"] == {
+        name: before[name] for name in ("parameters", "density", "dense_bytes", "packed_bytes")
+    }
+    (row,) = (row for row in cells(outcome.out) if row[0].startswith(".tcz bytes"))
+    dense, size = len(codec.pack(load(tiny), "flash")), by_file.stat().st_size
+    assert row == [".tcz bytes (flash)", f"{dense:,}", f"{size:,}"]
+    assert outcome.out.splitlines()[-1] == f"wrote {by_file}"
+
+    # Samples are not needed, and those of --train do.
+    plain = pipeline.compress(load(tiny), recipe, progress=False)
+    rows = cells(done("compress", tiny, "-o", by_options, "--lam", "0.02"))
+    assert [".tcz bytes (archive)", "-", f"{by_options.stat().st_size:,}"] in rows
+    assert ["dense bytes", f"{4 * (20 * 12 + 12):,}", f"{4 * (20 * 12 + 12):,}"] in rows
+    tvm.ir.assert_structural_equal(load(by_options), plain, map_free_vars=True)
+    done("compress", tiny, "-o", by_options, "--recipe", toml)
+    tvm.ir.assert_structural_equal(load(by_options), plain, map_free_vars=True)
+    done("compress", tiny, "-o", by_options, "--recipe", toml, "--train", named)
+    tvm.ir.assert_structural_equal(load(by_options), expected, map_free_vars=True)
+    toml.write_text(Recipe([Reconstruct()]).to_toml())
+    done("compress", tiny, "-o", by_options, "--recipe", toml, "--calibrate", array)
     assert mistake("compress", tiny, "-o", by_file, "--recipe", toml) == (
         "The recipe reconstructs, and no samples were given; expected --calibrate samples.npy with "
         "some hundred inputs."
@@ -442,12 +482,21 @@ def test_checkpoints_are_kept_where_asked(
         (
             ["--calibrate", "x.npy", "--epochs", "2", "--method", "linear"],
             "--method and --epochs was given together with --calibrate and without --train; "
-            "expected --sparsity and --bits alone, or a --recipe.",
+            "expected --lam alone, with or without --calibrate, or a --recipe.",
+        ),
+        (
+            ["--lam", "0.01", "--sparsity", "0.5", "--train", "x.npz"],
+            "--sparsity and --train was given together with --lam; expected --lam alone, with or "
+            "without --calibrate, or a --recipe.",
+        ),
+        (
+            ["--device", "gpu"],
+            "The device is 'gpu'; expected cpu, cuda, or cuda with a number, such as cuda:1.",
         ),
         (
             ["--calibrate", "x.npy", "--train", "x.npz"],
-            "--calibrate was given, and the recipe does not reconstruct; expected no --train, a "
-            "recipe with a reconstruct step, or no --calibrate.",
+            "--calibrate was given, and no step of the recipe looks at inputs; expected no "
+            "--train, a recipe with a reduce-rate or reconstruct step, or no --calibrate.",
         ),
         (
             ["--calibrate", "missing.npy"],
@@ -682,8 +731,15 @@ def test_inspect_shows_where_a_file_is_damaged(tiny_shared: Path, tmp_path: Path
     assert outcome.code == 1
     assert [row[-1] for row in cells(outcome.out)] == ["intact", "intact", "intact", "damaged"]
     assert "is damaged in its section weights: its checksum is another" in outcome.err
-    # Of JSON there is all or nothing.
-    assert "is damaged in its section weights" in mistake("inspect", path, "--json")
+    outcome = call("inspect", path, "--json")
+    assert outcome.code == 1
+    document = json.loads(outcome.out)
+    assert list(document) == ["file", "error"]
+    assert document["file"] == json.loads(json.dumps(asdict(codec.read_header(path.read_bytes()))))
+    assert outcome.err == f"Error: {document['error']}\n"
+    assert "is damaged in its section weights" in document["error"]
+    document = json.loads(call("inspect", path, "--json", "--profile", "flash").out)
+    assert [section["intact"] for section in document["file"]["sections"]] == [True, True, False]
 
 
 def test_inspect_prints_histograms(small: Path, network: tvm.IRModule) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,12 +13,19 @@ import tvm
 
 from examples.digits.data import DigitsSplit
 from tvm_compress import ir
-from tvm_compress.errors import DataError, ModelFormatError, OptionError, PassError
+from tvm_compress.errors import (
+    DataError,
+    MissingToolError,
+    ModelFormatError,
+    OptionError,
+    PassError,
+)
 from tvm_compress.frontends import load
 from tvm_compress.passes import Prune, ShareWeights
 from tvm_compress.pipeline import compress, save
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.recipes import deep_compression
+from tvm_compress.search import Budget
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,7 @@ def test_fine_tuning_gets_its_options_and_the_data(
         "weight_decay": 0.25,
         "schedule": "cosine",
         "augment": np.add,
+        "teacher": None,
         "device": "cpu",
         "checkpoint": None,
         "progress": False,
@@ -162,6 +171,73 @@ def test_an_augmentation_that_is_no_function(network: tvm.IRModule, data: Any) -
         "augment is a str; expected a function of the inputs of a batch and a "
         "numpy.random.Generator that gives the changed inputs."
     )
+
+
+@pytest.mark.parametrize("place", ["checkpoint_dir", "trial_log"])
+def test_an_augmentation_without_a_name_of_its_own(
+    place: str, network: tvm.IRModule, data: Any, tmp_path: Path
+) -> None:
+    of: Any = Recipe([Finetune(1)])
+    given: dict[str, Any] = {"train": data, place: tmp_path / "kept"}
+    if place == "trial_log":
+        of = None
+        given |= {"budget": Budget(max_accuracy_drop=0.1), "validate": data}
+    with pytest.raises(OptionError, match=r"^augment is or holds a lambda, whose name does not"):
+        compress(network, of, augment=lambda x, random: x, **given)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_teacher_of_a_distillation_goes_with_an_augmentation(
+    network: tvm.IRModule, trainings: list[dict[str, Any]], data: Any
+) -> None:
+    said = np.zeros((8, 1, 10), np.float32)
+    sys.modules["tvm_compress.training"].teacher_outputs = (  # type: ignore[attr-defined]
+        lambda *given, **options: said
+    )
+    recipe = Recipe([Prune(0.5), Finetune(1, loss="distillation"), Finetune(1)])
+    compress(network, recipe, train=data, augment=np.add, progress=False)
+    assert [call["teacher"] for call in trainings] == [network, None]
+    compress(network, recipe, train=data, progress=False)
+    assert [call["teacher"] for call in trainings[2:]] == [None, None]
+
+
+def test_calibration_data_is_checked_before_the_first_step(
+    network: tvm.IRModule, applied: list[str]
+) -> None:
+    for samples, sentence in (
+        (
+            np.zeros((8, 1, 9, 8), np.float32),
+            "The input image has the shape (8, 1, 9, 8); expected (1, 1, 8, 8).",
+        ),
+        (
+            {"picture": np.zeros((8, 1, 8, 8), np.float32)},
+            "There is no input picture; expected image.",
+        ),
+        (
+            np.zeros((8, 1, 8, 8)),
+            'The input image is float64; expected float32: convert it with .astype("float32").',
+        ),
+    ):
+        given: Any = samples
+        with pytest.raises(DataError) as caught:
+            compress(network, Recipe([Prune(0.5)]), calibrate=given, progress=False)
+        assert str(caught.value) == sentence
+    assert applied == []
+
+
+def test_the_device_is_checked_where_nothing_trains(
+    network: tvm.IRModule, applied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="Other devices need torch.")
+    with pytest.raises(OptionError) as caught:
+        compress(network, Recipe([Prune(0.5)]), device="gpu", progress=False)
+    assert str(caught.value) == (
+        "The device is 'gpu'; expected cpu, cuda, or cuda with a number, such as cuda:1."
+    )
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingToolError, match=r"install the extra: pip install"):
+        compress(network, Recipe([Prune(0.5)]), device="cuda", progress=False)
+    assert applied == []
 
 
 def test_something_else_than_a_module() -> None:
@@ -330,6 +406,14 @@ def test_only_what_changed_is_done_again(
     assert run(network, tuned, data, augment=np.subtract) == ["finetune"]
     assert run(network, tuned, data, augment=np.add) == []
     assert run(network, shot, augment=np.add) == []
+    # Of a partial what it holds counts, arrays by all their values.
+    many = np.zeros(5000, np.float32)
+    assert run(network, tuned, data, augment=partial(np.roll, shift=1)) == ["finetune"]
+    assert run(network, tuned, data, augment=partial(np.roll, shift=2)) == ["finetune"]
+    assert run(network, tuned, data, augment=partial(np.roll, many)) == ["finetune"]
+    many[2500] = 1  # where repr leaves numbers out
+    assert run(network, tuned, data, augment=partial(np.roll, many)) == ["finetune"]
+    assert run(network, tuned, data, augment=partial(np.roll, many.copy())) == []
 
 
 def test_a_checkpoint_that_is_damaged(network: tvm.IRModule, tmp_path: Path) -> None:

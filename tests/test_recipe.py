@@ -16,7 +16,7 @@ from tvm_compress import recipe as recipe_module
 from tvm_compress.errors import InputError, OptionError
 from tvm_compress.passes import PASSES, Pass, Prune, ShareWeights
 from tvm_compress.recipe import STEPS, Finetune, Recipe, Step
-from tvm_compress.recipes import deep_compression
+from tvm_compress.recipes import deep_compression, post_training
 
 # A surrogate alone is no text: UTF-8, and so TOML, cannot hold it.
 patterns = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -178,6 +178,17 @@ def test_whether_training_data_is_needed() -> None:
     assert deep_compression(epochs=1).needs_training_data
     assert not deep_compression(epochs=0).needs_training_data
     assert not Recipe([Finetune(epochs=0)]).needs_training_data
+
+
+def test_whether_inputs_are_needed_or_taken() -> None:
+    shot = {name: Recipe([{"step": name}]) for name in STEPS}
+    assert [name for name, recipe in shot.items() if recipe.needs_inputs] == ["reconstruct"]
+    assert {name for name, recipe in shot.items() if recipe.takes_inputs} == {
+        "reconstruct",
+        "reduce-rate",
+    }
+    assert post_training().takes_inputs
+    assert not deep_compression().takes_inputs
 
 
 NO_STEP = f"expected one of {', '.join([*PASSES, 'finetune'])}."
@@ -385,16 +396,18 @@ def test_deep_compression_prunes_and_shares_with_fine_tuning_behind_each() -> No
         optimizer="sgd",
         loss="mse",
         weight_decay=0.01,
-        schedule="cosine",
+        lr_schedule="cosine",
         scope="global",
         method="linear",
         seed=7,
         layer_sparsity={"a": 0.1},
         layer_bits={"b": 8},
+        first=0.2,
+        last=0.3,
     )
     finetune = Finetune(3, 0.01, 16, "sgd", "mse", 7, 0.01, "cosine")
     assert recipe.steps == (
-        Prune(0.8, "global", {"a": 0.1}),
+        Prune(0.8, "global", {"a": 0.1}, 0.2, 0.3),
         finetune,
         ShareWeights(5, "linear", 7, {"b": 8}),
         finetune,
@@ -408,6 +421,7 @@ def test_deep_compression_in_one_shot() -> None:
 def test_the_defaults_of_deep_compression_are_those_of_its_steps() -> None:
     defaults = {k: p.default for k, p in inspect.signature(deep_compression).parameters.items()}
     steps = {**PASSES, "finetune": Finetune}
+    defaults["schedule"] = defaults.pop("lr_schedule")
     for name in ("prune", "share-weights", "finetune"):
         for field in fields(steps[name]):
             # What the function leaves to recipes of one's own, or calls by other names.

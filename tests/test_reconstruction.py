@@ -230,3 +230,85 @@ def test_inputs_are_checked() -> None:
     assert str(caught.value) == (
         'The input x is float64; expected float32: convert it with .astype("float32").'
     )
+
+
+def test_rows_of_centroids_count_by_their_scale() -> None:
+    rng = np.random.default_rng(0)
+    weight, inputs, gram = layer(0, 4, 6)
+    codes = rng.integers(1, 3, weight.shape)
+    start, scale = np.array([0.0, -1.0, 1.0]), np.array([0.1, 1.0, 5.0, 2.0])
+    found = solve.fit_centroids([(weight, gram, codes)], start, [scale])
+    design = [np.stack([inputs[:, c == k].sum(1) for k in (1, 2)], 1) for c in codes]
+    design = np.concatenate([s**0.5 * d for s, d in zip(scale, design, strict=True)])  # type: ignore[assignment]
+    target = np.concatenate([s**0.5 * inputs @ w for s, w in zip(scale, weight, strict=True)])
+    best = np.linalg.lstsq(design, target, rcond=None)[0]  # type: ignore[arg-type]
+    np.testing.assert_allclose(found[1:], best, rtol=1e-6)
+
+
+def test_each_matrix_of_a_stack_has_its_factor() -> None:
+    grams = np.stack([solve.damped(layer(seed, 1, 5)[2], 0.1) for seed in range(3)])
+    for factor, gram in zip(solve.upper_factor(grams), grams, strict=True):
+        np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(gram), atol=1e-9)
+        assert not np.tril(factor, -1).any()
+
+
+def test_few_of_many_samples() -> None:
+    seen = []
+
+    def look(found: solve.LayerInputs) -> dict[str, Array]:
+        seen.append(found.gram)
+        return {}
+
+    some = X[np.linspace(0, len(X) - 1, 3).round().astype(int)]
+    solve.layer_inputs(network(), X, look, most=3)
+    solve.layer_inputs(network(), some, look)
+    half = len(seen) // 2
+    for a, b in zip(seen[:half], seen[half:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_assumed_inputs_are_rectified_normal_variables() -> None:
+    values = np.maximum(np.random.default_rng(0).normal(size=(400_000, 2)), 0)
+    measured = values.T @ values / len(values)
+    np.testing.assert_allclose(solve.assumed_gram((2,)), measured / measured[0, 0], atol=0.01)
+
+
+def test_assumed_neighbours_correlate() -> None:
+    gram = solve.assumed_gram((2, 3, 3))
+    assert gram.shape == (18, 18) and (np.linalg.eigvalsh(gram) > 0).all()
+    mean = 1 / np.pi
+    np.testing.assert_allclose(np.diag(gram), 1)
+    np.testing.assert_allclose(gram[0, 1], mean + (1 - mean) / 2)  # one to the right
+    np.testing.assert_allclose(gram[0, 6], mean + (1 - mean) / 4)  # two below
+    np.testing.assert_allclose(gram[0, 9:], mean)  # the other channel
+
+
+def test_every_weight_is_shown_without_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    given = {
+        "conv": rng.normal(size=(6, 2, 3, 3)).astype(np.float32),
+        "fc": rng.normal(size=(216, 5)).astype(np.float32),
+        "up": rng.normal(size=(5, 1, 4, 2)).astype(np.float32),
+    }
+
+    def body(x: Any, conv: Any, fc: Any, up: Any) -> Any:
+        y = op.matmul(op.reshape(op.nn.conv2d(x, conv, groups=2), (1, 216)), fc)
+        return op.nn.conv2d_transpose(op.reshape(y, (1, 5, 1, 1)), up, kernel_layout="IOHW")
+
+    mod = module({"x": (1, 4, 8, 8)}, given, body)
+    for longest in (2048, 60):
+        monkeypatch.setattr(solve, "_LONGEST", longest)
+        shown = {found.name: found for found in solve.assumed_inputs(mod)}
+        assert list(shown) == ["conv", "fc", "up"]
+        for name, found in shown.items():
+            np.testing.assert_array_equal(found.dense(found.rows), given[name])
+            np.testing.assert_array_equal(found.as_rows(given[name]), found.rows)
+            assert found.gram.shape == (len(found.rows), *2 * found.rows.shape[2:])
+            assert found.rows.shape[2] <= longest and found.bias is None
+        assert shown["conv"].rows.shape == (2, 3, 18)
+        np.testing.assert_array_equal(shown["conv"].gram[1], solve.assumed_gram((2, 3, 3)))
+        assert shown["fc"].rows.shape == ((1, 5, 216) if longest > 216 else (4, 5, 54))
+        np.testing.assert_array_equal(
+            shown["fc"].rows[0, 2], given["fc"][: 216 if longest > 216 else 54, 2]
+        )
+        assert shown["up"].rows.shape == (1, 1, 40)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tvm_compress.recipe import Recipe
 from tvm_compress.recipes import deep_compression
 from tvm_compress.search import Budget, SearchResult, Trial, jobs, runner, search
 from tvm_compress.search.allocation import allocate
-from tvm_compress.search.work import Here
+from tvm_compress.search.work import Here, Job, Work
 
 # A grid that is scanned in a moment.
 QUICK: dict[str, Any] = {"densities": (0.5, 0.2), "bits": (4, 2), "progress": False}
@@ -265,22 +266,43 @@ class Recording(Executor):
 
 
 class Backwards(Executor):
-    """Waits a moment for the jobs of a round and ends the last one first."""
+    """Waits for all jobs of a round and ends the last one first.
 
-    def __init__(self) -> None:
+    Args:
+        monkeypatch: lets ``Work`` say how many jobs it is about to submit.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.expected = 0
         self.waiting: list[Callable[[], None]] = []
-        self.turned = False
+        self.ended: list[int] = []  # sizes of the rounds
+        run = Work.run
+
+        def announced(work: Work, todo: Sequence[Job]) -> list[dict[str, Any]]:
+            if work.executor is self:
+                self.expected = sum(work.log.get(job.key) is None for job in todo)
+            return run(work, todo)
+
+        monkeypatch.setattr(Work, "run", announced)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        self.waiting.append(lambda: future.set_result(fn(*args, **kwargs)))
-        if len(self.waiting) == 1:
-            threading.Timer(0.2, self._run).start()
+
+        def job() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+
+        self.waiting.append(job)
+        if len(self.waiting) == self.expected:
+            # A thread, so that the search meets each one as it ends.
+            threading.Thread(target=self._end, args=(self.waiting,)).start()
+            self.waiting = []
         return future
 
-    def _run(self) -> None:
-        jobs, self.waiting = self.waiting, []
-        self.turned |= len(jobs) > 1
+    def _end(self, jobs: Sequence[Callable[[], None]]) -> None:
+        self.ended.append(len(jobs))
         for job in reversed(jobs):
             job()
 
@@ -300,14 +322,23 @@ def test_pools_give_the_same(network: tvm.IRModule, validate: Any) -> None:
 
 
 def test_the_order_in_which_jobs_end_does_not_matter(
-    network: tvm.IRModule, validate: Any, fakes: Fakes
+    network: tvm.IRModule, validate: Any, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for budget in (Budget(0.05), Budget(weight_bytes=9000)):
         options: dict[str, Any] = {"validate": validate, "trials": 6, **QUICK}
-        backwards = Backwards()
+        backwards = Backwards(monkeypatch)
         turned = search(network, budget, executor=backwards, **options)
         assert numbers(turned) == numbers(search(network, budget, **options))
-        assert backwards.turned
+        # The scan is one round, and there are rounds of several trials.
+        assert backwards.ended.count(len(ir.weights(network))) == 1
+        assert sum(size > 1 for size in backwards.ended) > 1 and not backwards.waiting
+
+    def broken(task: Any, recipe: Recipe) -> dict[str, Any]:
+        raise MissingToolError("No compiler.")
+
+    monkeypatch.setattr(jobs, "trial", broken)
+    with pytest.raises(MissingToolError, match="No compiler"):
+        search(network, Budget(0.05), executor=Backwards(monkeypatch), **options)
 
 
 class Fakes:
@@ -330,10 +361,12 @@ class Fakes:
     def layer_scan(self, task: Any, layer: str, densities: Any, bits: Any) -> dict[str, Any]:
         sizes = self.sizes(task)
         share = sizes[layer] / sum(sizes.values())
+        kinds = task.budget.measured
+        packed = [[sizes[layer] * d * b / 8 for b in bits] for d in densities]
         return {
             "damage": [[share * self.damage(d, b) for b in bits] for d in densities],
-            "weight_bytes": [[sizes[layer] * d * b / 8 for b in bits] for d in densities],
-            "dense": {"weight_bytes": 4.0 * sizes[layer]},
+            **dict.fromkeys(kinds, packed),
+            "dense": dict.fromkeys(kinds, 4.0 * sizes[layer]),
         }
 
     def total_costs(self, task: Any, recipe: Recipe) -> dict[str, Any]:
@@ -342,7 +375,8 @@ class Fakes:
             size * ((1 - sparsity[name]) * bits[name] / 8 if bits[name] else 4)
             for name, size in self.sizes(task).items()
         )
-        return {"weight_bytes": round(1.1 * packed + 500) if self.fits else None}
+        costs = round(1.1 * packed + 500) if self.fits else None
+        return dict.fromkeys(task.budget.measured, costs)
 
     def trial(self, task: Any, recipe: Recipe) -> dict[str, Any]:
         self.recipes.append(recipe)
@@ -500,13 +534,56 @@ def test_a_log_of_another_search_is_refused(
             f"The trial log {path} belongs to another search: it differs in {what}; expected the "
             "log of this one: give another folder, or delete it to start anew."
         )
-    for option in ({"recipe": partial(deep_compression, epochs=0)}, {"threads": 2}):
+    recipe = {"recipe": partial(deep_compression, epochs=0)}
+    for option in (recipe, {"threads": 2}, {"device": "cuda", "executor": Here()}):
         with pytest.raises(DataError, match="it differs in options;"):
             search(**{**first, **option}, trial_log=tmp_path)
     head, *rest = path.read_text().splitlines()
     path.write_text("\n".join([head.replace("search 1", "search 2"), *rest]))
     with pytest.raises(DataError, match="it differs in format; expected"):
         search(**first, trial_log=tmp_path)
+
+
+def test_a_log_knows_the_file_by_its_profile_and_the_board_by_its_description(
+    network: tvm.IRModule, validate: Any, fakes: Fakes, tmp_path: Path
+) -> None:
+    boards = Path(tc.__file__).parent / "targets" / "mcu" / "boards"
+    options: dict[str, Any] = {"validate": validate, "trials": 1, **QUICK}
+
+    def run(log: str, **limits: Any) -> list[str]:
+        executor = Recording()
+        budget = Budget(**limits)
+        search(network, budget, executor=executor, trial_log=tmp_path / log, **options)
+        return executor.names
+
+    board, other = tmp_path / "mine.toml", tmp_path / "moved.toml"
+    board.write_text((boards / "cortex-m4.toml").read_text())
+    assert run("flash", flash_bytes=90_000, board=str(board))[-1] == "trial"
+    other.write_text(board.read_text())
+    for same in (board, other, "cortex-m4", None):
+        where = None if same is None else str(same)
+        assert run("flash", flash_bytes=90_000, board=where) == []
+    board.write_text(board.read_text().replace("0x00400000", "0x00001000", 1))
+    with pytest.raises(DataError, match="it differs in budget;"):
+        run("flash", flash_bytes=90_000, board=str(board))
+    assert run("weights", weight_bytes=9000)[-1] == "trial"
+    with pytest.raises(DataError, match="it differs in budget;"):
+        run("weights", weight_bytes=9000, profile="flash")
+
+
+def test_a_log_and_an_augment_without_a_name(
+    network: tvm.IRModule, validate: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"^augment is or holds a lambda"):
+        search(
+            network,
+            Budget(0.9),
+            validate=validate,
+            augment=lambda x, rng: x,
+            trial_log=tmp_path / "log",
+            **QUICK,
+        )
+    assert not (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize(
@@ -635,8 +712,9 @@ def test_a_budget_that_cannot_be_met(network: tvm.IRModule, validate: Any, fakes
         search(network, Budget(0.0001, weight_bytes=600), **options)
     fakes.fits = False
     with pytest.raises(BudgetError) as caught:
-        search(network, Budget(weight_bytes=9000, board="tiny"), **options)
-    assert "misses weight_bytes, for it does not fit the board tiny." in str(caught.value)
+        search(network, Budget(weight_bytes=9000, flash_bytes=9000, board="mps2-an386"), **options)
+    none = "for it does not fit the board mps2-an386"
+    assert f"misses weight_bytes, {none} and flash_bytes, {none}." in str(caught.value)
 
 
 def test_a_missing_tool_is_met_before_the_scan(
@@ -678,6 +756,62 @@ def test_the_damage_of_a_layer_is_the_divergence_of_the_probabilities(
     assert got["dense"] == {
         "weight_bytes": 4 * ir.weights(network)["conv2_weight"].parameter.value.size
     }
+
+
+def test_the_bytes_of_the_file_are_those_of_the_profile(
+    network: tvm.IRModule, task: jobs.Task, names: list[str], tmp_path: Path
+) -> None:
+    recipe = jobs.one_shot(dict.fromkeys(names, 0.6), dict.fromkeys(names, 3))
+    small = tc.compress(network, recipe, progress=False)
+    sizes = []
+    for profile in ("archive", "flash"):
+        path = tmp_path / f"{profile}.tcz"
+        tc.save(small, path, profile=profile)
+        sizes.append(path.stat().st_size)
+        of = replace(task, budget=Budget(weight_bytes=1, profile=profile))
+        assert jobs.total_costs(of, recipe) == {"weight_bytes": sizes[-1]}
+        # A limit of accuracy alone counts the same file.
+        of = replace(task, budget=Budget(0.5, profile=profile))
+        assert jobs.total_costs(of, recipe) == {"weight_bytes": sizes[-1]}
+    assert sizes[0] < sizes[1]
+
+
+def test_a_file_of_the_flash_profile_keeps_its_budget(
+    network: tvm.IRModule, validate: Any, tmp_path: Path
+) -> None:
+    budget = Budget(weight_bytes=7000, profile="flash")
+    small = search(network, budget, validate=validate, trials=4, **QUICK).module
+    tc.save(small, tmp_path / "x.tcz", profile="flash")
+    assert 6000 < (tmp_path / "x.tcz").stat().st_size <= 7000
+
+
+def test_the_device_reaches_the_fine_tuning(
+    network: tvm.IRModule, validate: Any, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def trial(task: jobs.Task, recipe: Recipe) -> dict[str, Any]:
+        devices.append(task.device)
+        return fakes.trial(task, recipe)
+
+    monkeypatch.setattr(jobs, "trial", trial)
+    options: dict[str, Any] = {"validate": validate, "executor": Here(), "progress": False}
+    budget = Budget(weight_bytes=1_000_000)
+    tc.compress(network, budget=budget, device="cuda", **options)
+    search(network, budget, device="cuda:1", **options)
+    search(network, budget, **options)
+    assert devices == ["cuda", "cuda:1", "cpu"]
+    monkeypatch.undo()
+    compressed: list[str] = []
+
+    def compress(mod: tvm.IRModule, recipe: Recipe, *, device: str, **_: Any) -> tvm.IRModule:
+        compressed.append(device)
+        return mod
+
+    monkeypatch.setattr("tvm_compress.pipeline.compress", compress)
+    task = jobs.Task(text(network), budget, 1, validate, device="cuda:1")
+    jobs.trial(task, Recipe())
+    assert compressed == ["cuda:1"]
 
 
 def test_the_costs_of_the_layers_add_up_to_those_of_the_firmware(
@@ -775,35 +909,104 @@ def test_a_budget_without_limits() -> None:
     )
 
 
-@pytest.mark.parametrize("drop", [-0.1, 1.5, float("nan")])
-def test_a_drop_out_of_range(drop: float) -> None:
+@pytest.mark.parametrize("drop", [-0.1, 1.5, float("nan"), "x", True, [0.1]])
+def test_a_drop_out_of_range(drop: Any) -> None:
     with pytest.raises(OptionError) as caught:
         Budget(max_accuracy_drop=drop)
     assert str(caught.value) == (
-        f"The budget's max_accuracy_drop is {drop}; expected a number from 0 to 1, such as 0.005 "
+        f"The budget's max_accuracy_drop is {drop!r}; expected a number from 0 to 1, such as 0.005 "
         "for half a point."
     )
 
 
 @pytest.mark.parametrize("name", ["weight_bytes", "flash_bytes", "instructions"])
-def test_a_limit_out_of_range(name: str) -> None:
+@pytest.mark.parametrize("limit", [0, -3, 9000.0, float("nan"), float("inf"), True, "a"])
+def test_a_limit_out_of_range(name: str, limit: Any) -> None:
     with pytest.raises(OptionError) as caught:
-        Budget(**{name: 0})
-    assert str(caught.value) == f"The budget's {name} is 0; expected a whole number from 1 on."
+        Budget(**{name: limit})
+    assert str(caught.value) == (
+        f"The budget's {name} is {limit!r}; expected a whole number from 1 on."
+    )
+
+
+def test_a_budget_takes_numbers_of_numpy(
+    network: tvm.IRModule, validate: Any, fakes: Fakes, tmp_path: Path
+) -> None:
+    budget = Budget(np.float32(0.5), np.int64(9000))  # type: ignore[arg-type]
+    assert budget == Budget(0.5, 9000)
+    options: dict[str, Any] = {"validate": validate, "trial_log": tmp_path, "progress": False}
+    numpys = {"trials": np.int64(1), "threads": np.int64(1), "densities": np.array([0.5, 0.2])}
+    search(network, budget, **options, **numpys, bits=np.array([4, 2]))
+    again = Recording()
+    search(network, budget, executor=again, trials=1, **{**QUICK, **options})
+    assert again.names == []
+
+
+def test_a_profile_that_is_unknown() -> None:
+    with pytest.raises(OptionError) as caught:
+        Budget(weight_bytes=1, profile="zip")
+    assert str(caught.value) == "There is no profile 'zip'; expected archive or flash."
+
+
+@pytest.mark.parametrize("limits", [{"weight_bytes": 9000}, {"max_accuracy_drop": 0.1}])
+def test_a_board_without_a_limit_for_it(limits: dict[str, Any]) -> None:
+    assert Budget(**limits).board is None
+    with pytest.raises(OptionError) as caught:
+        Budget(**limits, board="mps2-an386")
+    assert str(caught.value) == (
+        "The budget names the board mps2-an386 and limits neither flash_bytes nor instructions; "
+        "expected one of them with it: limit it, or leave the board out."
+    )
+
+
+@pytest.mark.parametrize("name", ["flash_bytes", "instructions"])
+def test_an_unknown_board_is_met_before_any_job(
+    name: str, network: tvm.IRModule, validate: Any, tmp_path: Path
+) -> None:
+    assert Budget(**{name: 9000}) == Budget(**{name: 9000}, board="cortex-m4")
+    executor, log = Recording(), tmp_path / "log"
+    budget = Budget(**{name: 9000}, board="nope")
+    with pytest.raises(OptionError, match=r"^The board 'nope' is not known"):
+        search(network, budget, validate=validate, executor=executor, trial_log=log, **QUICK)
+    assert executor.names == [] and not log.exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"trials": 0}, "search: trials is 0; expected a whole number from 1 on."),
+        ({"trials": 1.5}, "search: trials is 1.5; expected a whole number from 1 on."),
+        ({"trials": True}, "search: trials is True; expected a whole number from 1 on."),
         ({"threads": 0}, "search: threads is 0; expected a whole number from 1 on."),
-        (
-            {"densities": (0.5, 0.0)},
-            "search: the densities are [0.5, 0.0]; expected numbers above 0, up to 1.",
+        ({"threads": "2"}, "search: threads is '2'; expected a whole number from 1 on."),
+        *(
+            (
+                {"densities": wrong},
+                f"search: the densities are {told}; expected a list of numbers above 0, up to 1.",
+            )
+            for wrong, told in (
+                ((0.5, 0.0), "[0.5, 0.0]"),
+                ((), "[]"),
+                (0.5, "0.5"),
+                (["a"], "['a']"),
+                ([float("nan")], "[nan]"),
+                ([True], "[True]"),
+            )
         ),
-        ({"densities": ()}, "search: the densities are []; expected numbers above 0, up to 1."),
-        ({"bits": (9, 4)}, "search: the bits are [9, 4]; expected whole numbers from 1 to 8."),
-        ({"bits": ()}, "search: the bits are []; expected whole numbers from 1 to 8."),
+        *(
+            (
+                {"bits": wrong},
+                f"search: the bits are {told}; expected a list of whole numbers from 1 to 8.",
+            )
+            for wrong, told in (
+                ((9, 4), "[9, 4]"),
+                ((), "[]"),
+                (4, "4"),
+                ("48", "'48'"),
+                ([4.0], "[4.0]"),
+                ([True], "[True]"),
+            )
+        ),
         (
             {"validate": None},
             "A budget was given and no validation data; expected validate=(x, y): the accuracy of "
@@ -818,6 +1021,10 @@ def test_a_limit_out_of_range(name: str) -> None:
             {"augment": 3},
             "augment is a int; expected a function of the inputs of a batch and a "
             "numpy.random.Generator that gives the changed inputs.",
+        ),
+        (
+            {"device": "tpu"},
+            "The device is 'tpu'; expected cpu, cuda, or cuda with a number, such as cuda:1.",
         ),
     ],
 )

@@ -61,13 +61,15 @@ def test_options_reach_the_search(
 ) -> None:
     output = tmp_path / "small.tcz"
     limits = ("--budget-weight-bytes", 9000, "--budget-flash-bytes", 20000)
-    limits += ("--budget-instructions", 700000, "--board", "mps2-an386")
+    limits += ("--budget-instructions", 700000, "--board", "mps2-an386", "--profile", "flash")
     tuning = ("--train", data, "--epochs", 3, "--lr", 0.01, "--seed", 7, "--trials", 5)
     others = ("--validate", data, "--trial-log", tmp_path / "log", "--quiet", "--json")
+    others += ("--device", "cuda:1")
     result = call(digits_onnx, "-o", output, *DROP, *limits, *tuning, *others)
     assert result.exit_code == 0, result.stderr
     (got,) = searches
-    assert got["budget"] == Budget(0.01, 9000, 20000, 700000, "mps2-an386")
+    assert got["device"] == "cuda:1"
+    assert got["budget"] == Budget(0.01, 9000, 20000, 700000, "mps2-an386", "flash")
     for name in ("train", "validate"):
         x, y = got[name]
         assert x.shape == (50, 1, 8, 8) and y.shape == (50,)
@@ -139,6 +141,11 @@ def test_the_front_is_shown(
         (
             ["--budget-weight-bytes", "0", "--validate", "v.npz"],
             "The budget's weight_bytes is 0; expected a whole number from 1 on.",
+        ),
+        (
+            ["--budget-weight-bytes", "9", "--board", "cortex-m4", "--validate", "v.npz"],
+            "The budget names the board cortex-m4 and limits neither flash_bytes nor instructions; "
+            "expected one of them with it: limit it, or leave the board out.",
         ),
     ],
 )

@@ -26,8 +26,13 @@ from tvm_compress.errors import DataError, ModelFormatError, OptionError
 from tvm_compress.files import check_output, write_whole
 from tvm_compress.passes import Reconstruct, ReduceRate
 from tvm_compress.recipe import Finetune, Recipe
-from tvm_compress.tensors import input_specs
-from tvm_compress.training.augmentation import Augment, check_augment, function_name
+from tvm_compress.tensors import check_samples, input_specs
+from tvm_compress.training.augmentation import (
+    Augment,
+    check_augment,
+    check_named,
+    function_name,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -39,6 +44,7 @@ __all__ = [
     "Inputs",
     "TrainingData",
     "check_data",
+    "check_device",
     "check_profile",
     "compress",
     "data_hash",
@@ -70,11 +76,6 @@ def compress(
     Args:
         mod: a canonical module, as :func:`tvm_compress.load` gives it; it stays as it is.
         recipe: the steps, see :mod:`tvm_compress.recipes`.
-        budget: limits, in place of a recipe: then this is ``search(...).module``, see
-            :func:`tvm_compress.search`, which gives the Pareto front too and takes more options.
-        validate: samples and labels by which a search judges networks.
-        executor: where a search runs its jobs.
-        trial_log: a folder that keeps the results of a search, so that it can go on.
         train: ``(x, y)``: samples, an array (N, ...) or arrays by input name, and N labels or
             targets. Needed where the recipe fine-tunes; y may be None where all of that is
             distillation.
@@ -82,8 +83,14 @@ def compress(
             without it the samples of ``train``. ``reduce-rate`` does without either, too.
         augment: changes each batch of a fine-tuning, such as by random shifts: a function of the
             batch's inputs and a ``numpy.random.Generator`` that gives inputs of the same shape and
-            dtype, see :func:`tvm_compress.training.finetune`. Checkpoints know it by its name.
-        device: where a recipe fine-tunes: ``cpu``, or ``cuda`` for a GPU that torch finds.
+            dtype, see :func:`tvm_compress.training.finetune`. Checkpoints know it by its name. The
+            teacher of a distillation sees the changed inputs too.
+        budget: limits, in place of a recipe: then this is ``search(...).module``, see
+            :func:`tvm_compress.search`, which gives the Pareto front too and takes more options.
+        validate: samples and labels by which a search judges networks.
+        executor: where a search runs its jobs.
+        trial_log: a folder that keeps the results of a search, so that it can go on.
+        device: where networks are fine-tuned: ``cpu``, or ``cuda`` for a GPU that torch finds.
         checkpoint_dir: a folder, made if missing, that keeps the module behind every step. The same
             call on the same folder goes on where the last one stopped; a changed recipe goes on
             behind the last step that is still the same.
@@ -93,20 +100,24 @@ def compress(
         The compressed module.
 
     Raises:
-        OptionError: a fine-tuning recipe without ``train``, one that reconstructs without samples,
-            ``augment`` is no function, ``checkpoint_dir`` is a file, or torch does not find the
-            device; neither a recipe nor a
-            budget, or both, or an argument that belongs to the other.
+        OptionError: neither a recipe nor a budget, or both, or an argument that belongs to the
+            other; a recipe that fine-tunes without ``train``, or one that reconstructs without
+            samples; ``augment`` is no function, or has no name of its own where
+            ``checkpoint_dir`` or ``trial_log`` is given; ``checkpoint_dir`` is a file; torch does
+            not find the device.
         BudgetError: no network that was tried meets the budget.
-        DataError: ``train`` is not a pair, or what ``augment`` gives does not fit.
+        DataError: ``train`` is not a pair, ``calibrate`` does not fit the network, or what
+            ``augment`` gives does not fit.
         PassError: a pass meets a module that it cannot rewrite.
         UnsupportedError: the network has no inputs.
-        MissingToolError: fine-tuning without torch.
+        MissingToolError: fine-tuning, or another device than ``cpu``, without torch.
     """
     input_specs(mod)
     of_budget = {"validate": validate, "executor": executor, "trial_log": trial_log}
-    of_recipe = {"checkpoint_dir": checkpoint_dir, "device": None if device == "cpu" else device}
+    of_recipe = {"checkpoint_dir": checkpoint_dir}
     _check_way(recipe, budget, of_recipe, of_budget)
+    if checkpoint_dir is not None:
+        check_named(augment)
     if budget is not None:
         from tvm_compress.search import search
 
@@ -119,11 +130,13 @@ def compress(
             augment=augment,
             executor=executor,
             trial_log=trial_log,
+            device=device,
             progress=progress,
         )
         return found.module
     assert recipe is not None, "one of both is given"
-    check_data(recipe, train, calibrate, augment)
+    check_data(recipe, train, calibrate, augment, mod=mod)
+    check_device(device)
     if calibrate is None and train is not None:
         calibrate = train[0]
     data = _Data(mod, train, calibrate, augment, device)
@@ -227,6 +240,8 @@ def _apply(
         return mod
     from tvm_compress.training import finetune
 
+    # What the teacher says of the inputs as they are is wrong for changed ones.
+    changed = step.loss == "distillation" and data.augment is not None
     return finetune(
         mod,
         data.targets(step),
@@ -239,6 +254,7 @@ def _apply(
         weight_decay=step.weight_decay,
         schedule=step.schedule,
         augment=data.augment,
+        teacher=data.dense if changed else None,
         device=data.device,
         checkpoint=checkpoint,
         progress=progress,
@@ -272,12 +288,14 @@ def check_data(
     train: TrainingData | None,
     calibrate: Inputs | None,
     augment: Augment | None = None,
+    *,
+    mod: tvm.IRModule | None = None,
 ) -> None:
     """Check that there is what a recipe needs; see :func:`compress`.
 
     Raises:
         OptionError: data is missing, or ``augment`` is no function.
-        DataError: ``train`` is not a pair.
+        DataError: ``train`` is not a pair, or ``calibrate`` does not fit the inputs of ``mod``.
     """
     _check_train(recipe, train)
     if augment is not None:
@@ -287,6 +305,18 @@ def check_data(
             "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
             "hundred inputs without labels."
         )
+    if calibrate is not None and mod is not None:
+        check_samples(input_specs(mod), calibrate)
+
+
+def check_device(device: str) -> None:
+    """Check it before the first step, which may take long, and where no step trains, too."""
+    if device == "cpu":
+        return  # needs no torch
+    from tvm_compress.training import TorchModule  # noqa: F401 (says what to do without torch)
+    from tvm_compress.training.device import find_device
+
+    find_device(device)
 
 
 def _check_train(recipe: Recipe, train: TrainingData | None) -> None:

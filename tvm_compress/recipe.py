@@ -37,7 +37,7 @@ from pydantic import (
 )
 
 from tvm_compress.errors import OptionError
-from tvm_compress.passes import PASSES, Pass, Reconstruct
+from tvm_compress.passes import PASSES, Pass, Reconstruct, ReduceRate
 
 __all__ = ["STEPS", "Finetune", "Recipe", "Step"]
 
@@ -209,8 +209,13 @@ class Recipe(BaseModel):
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether a step looks at inputs without labels."""
+        """Whether a step cannot do without inputs; they need no labels."""
         return any(isinstance(step, Reconstruct) for step in self.steps)
+
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether a step looks at inputs without labels where they are given."""
+        return any(isinstance(step, Reconstruct | ReduceRate) for step in self.steps)
 
     @classmethod
     def from_toml(cls, source: str | PathLike[str]) -> Recipe:

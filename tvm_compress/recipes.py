@@ -36,12 +36,14 @@ def deep_compression(
     optimizer: Literal["adam", "sgd"] = "adam",
     loss: Literal["cross_entropy", "mse"] = "cross_entropy",
     weight_decay: float = 0.0,
-    schedule: Literal["constant", "cosine"] = "constant",
+    lr_schedule: Literal["constant", "cosine"] = "constant",
     scope: Literal["layer", "global"] = "layer",
     method: Literal["optimal", "linear", "density", "random"] = "optimal",
     seed: int = 0,
     layer_sparsity: Mapping[str, float] | None = None,
     layer_bits: Mapping[str, int] | None = None,
+    first: float | None = None,
+    last: float | None = None,
 ) -> Recipe:
     """Prune, fine-tune, share weights, fine-tune.
 
@@ -55,12 +57,14 @@ def deep_compression(
         optimizer: ``adam`` or ``sgd``.
         loss: ``cross_entropy`` or ``mse``.
         weight_decay: of both fine-tunings, see :class:`tvm_compress.recipe.Finetune`.
-        schedule: of the learning rate in each fine-tuning, ``constant`` or ``cosine``.
+        lr_schedule: of the learning rate in each fine-tuning, ``constant`` or ``cosine``.
         scope: ``layer`` prunes every layer to ``sparsity``, ``global`` all layers together.
         method: how centroids are found, see :class:`tvm_compress.passes.ShareWeights`.
         seed: of everything that is random.
         layer_sparsity: sparsity by pattern of the weight's name.
         layer_bits: bits by pattern of the weight's name.
+        first: sparsity of the weights that meet an input first.
+        last: sparsity of the weights whose results reach an output.
 
     Raises:
         OptionError: a value outside its range.
@@ -70,10 +74,10 @@ def deep_compression(
     >>> [step.name for step in deep_compression(epochs=3).steps]
     ['prune', 'finetune', 'share-weights', 'finetune']
     """
-    finetune = Finetune(epochs, lr, batch_size, optimizer, loss, seed, weight_decay, schedule)
+    finetune = Finetune(epochs, lr, batch_size, optimizer, loss, seed, weight_decay, lr_schedule)
     steps: list[Step] = []
     compressing = (
-        Prune(sparsity, scope, layer_sparsity or {}),
+        Prune(sparsity, scope, layer_sparsity or {}, first, last),
         ShareWeights(bits, method, seed, layer_bits or {}),
     )
     for step in compressing:

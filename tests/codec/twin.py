@@ -46,18 +46,26 @@ def missing(compiler: str) -> str | None:
     return None
 
 
+def sanitizers_of(compiler: str, folder: Path) -> list[str]:
+    """Give the options for the sanitizers that a compiler has on this machine, perhaps none."""
+    command, best = COMPILERS[compiler]
+    if compiler != "cc":
+        return best
+    program = folder / "empty.c"
+    program.write_text("int main(void) { return 0; }\n")
+    # A host without the runtime libraries of the sanitizers still runs the plain decoder.
+    for tried in (best, ["-fsanitize=undefined", "-fno-sanitize-recover=all"]):
+        probe = [*command, *tried, str(program), "-o", str(folder / "probe")]
+        if subprocess.run(probe, capture_output=True).returncode == 0:
+            return tried
+    return []
+
+
 class Twin:
     """The C decoder, built with sanitizers whose report ends its process."""
 
     def __init__(self, compiler: str, folder: Path) -> None:
-        command, sanitizers = COMPILERS[compiler]
-        if compiler == "cc":
-            empty = folder / "empty.c"
-            empty.write_text("int main(void) { return 0; }\n")
-            probe = [*command, *sanitizers, str(empty), "-o", str(folder / "probe")]
-            # A host without the runtime libraries of the sanitizers still runs the plain decoder.
-            if subprocess.run(probe, capture_output=True).returncode:
-                sanitizers = []
+        command, sanitizers = COMPILERS[compiler][0], sanitizers_of(compiler, folder)
         program = folder / f"decoder-{compiler}"
         sources = [str(CODEC / "decoder.c"), str(MAIN)]
         built = subprocess.run(

@@ -1,15 +1,21 @@
 """Fuzzes both readers of .tcz files side by side, for so many seconds; exit code 1 with a finding.
 
     python tests/fuzz/fuzz.py 60
+    python tests/fuzz/fuzz.py 60 4711
+
+The second number seeds the mutations; without it each run takes another, and says which.
 
 The reader in Python is fuzzed by ``fuzz_tcz.py``. The C decoder is compiled for this machine with
 the sanitizers for addresses and undefined behaviour: with libFuzzer where there is a clang that
 brings it, else with ``driver.c``. Logs, inputs that reach new code and inputs that fail are in
-``build/fuzz/``; the next run starts from there.
+``build/fuzz/``; the next run starts from there. With ``CI=true`` a decoder without sanitizers is an
+error, for it would find little.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.codec.twin import CODEC, COMPILERS, STRICT, missing
+from tests.codec.twin import CODEC, COMPILERS, STRICT, missing, sanitizers_of
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parents[1] / "build" / "fuzz"
@@ -49,8 +55,14 @@ def build_libfuzzer(folder: Path, decoder: Path = CODEC / "decoder.c") -> Path |
     return program if built.returncode == 0 else None
 
 
-def build_driver(folder: Path, compiler: str, decoder: Path = CODEC / "decoder.c") -> Path:
-    """Build the C fuzzer with ``driver.c``, with the best sanitizers that the compiler has."""
+def build_driver(
+    folder: Path, compiler: str, decoder: Path = CODEC / "decoder.c"
+) -> tuple[Path, str]:
+    """Build the C fuzzer with ``driver.c``, and tell the best sanitizers that the compiler has.
+
+    The sanitizers are told by what is in the program (``address,undefined``), empty for none: zig
+    takes the option for addresses and leaves it out.
+    """
     command = [*COMPILERS[compiler][0], *STRICT, f"-I{CODEC}"]
     program, built = folder / f"decoder-driver-{compiler}", None
     for sanitizers in _SANITIZERS:
@@ -70,26 +82,61 @@ def build_driver(folder: Path, compiler: str, decoder: Path = CODEC / "decoder.c
             if built.returncode:
                 break
         else:
-            return program
+            code = program.read_bytes()
+            marks = {"address": b"__asan_", "undefined": b"__ubsan_"}
+            return program, ",".join(name for name, mark in marks.items() if mark in code)
     assert built is not None
     raise SystemExit(f"The fuzzer of the decoder cannot be compiled:\n{built.stderr}")
 
 
 def decoder_command(seconds: int, seed: int) -> list[str]:
-    """Build the fuzzer of the C decoder, and give the command that runs it."""
+    """Build the fuzzer of the C decoder, say what it is, and give the command that runs it.
+
+    Raises:
+        SystemExit: it cannot be compiled; or ``CI=true``, and there are no sanitizers.
+    """
     WORK.mkdir(parents=True, exist_ok=True)
     if program := build_libfuzzer(WORK):
+        say_engine("decoder", "libFuzzer of clang", "address,undefined")
         return [str(program), *_libfuzzer_options("decoder", seconds, seed)]
-    compiler = next(name for name in ("cc", *COMPILERS) if missing(name) is None)
-    program = build_driver(WORK, compiler)
+    compiler = _compiler()
+    program, sanitizers = build_driver(WORK, compiler)
+    say_engine("decoder", f"driver.c with {compiler}", sanitizers)
     files = map(str, sorted(CORPUS.glob("*.tcz")))
     return [str(program), str(seconds), "0", str(seed), str(WORK / "decoder-crash"), *files]
 
 
 def loader_command(seconds: int, seed: int) -> list[str]:
-    """Give the command that fuzzes the reader in Python."""
+    """Say what fuzzes the reader in Python, and give the command that does.
+
+    Raises:
+        SystemExit: ``CI=true``, and there are no sanitizers for its twin in C.
+    """
+    engine = "atheris" if importlib.util.find_spec("atheris") else "mutations by chance"
+    WORK.mkdir(parents=True, exist_ok=True)
+    sanitizers = "".join(sanitizers_of(_compiler(), WORK)[:1]).removeprefix("-fsanitize=")
+    say_engine("loader", engine, sanitizers)
     options = _libfuzzer_options("loader", seconds, seed)
     return [sys.executable, str(HERE / "fuzz_tcz.py"), *options]
+
+
+def say_engine(what: str, engine: str, sanitizers: str) -> None:
+    """Say what fuzzes a reader, and which sanitizers watch the C decoder meanwhile.
+
+    Raises:
+        SystemExit: ``CI=true``, and there are none.
+    """
+    if not sanitizers and os.environ.get("CI") == "true":
+        raise SystemExit(
+            f"Fuzzing the {what}: the C decoder would run without sanitizers under CI=true; "
+            "expected at least that for undefined behaviour: install a compiler with its runtime "
+            "libraries (gcc with libasan and libubsan, or clang)."
+        )
+    print(f"fuzzing the {what} by {engine}; sanitizers of the C decoder: {sanitizers or 'none'}")
+
+
+def _compiler() -> str:
+    return next(name for name in ("cc", *COMPILERS) if missing(name) is None)
 
 
 def _libfuzzer_options(what: str, seconds: int, seed: int) -> list[str]:
@@ -134,12 +181,15 @@ def side_by_side(commands: dict[str, Sequence[str]], seconds: float) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fuzz for the seconds given; a second number seeds the mutations."""
+    """Fuzz for the seconds given; a second number seeds the mutations, else the clock does."""
     seconds = int(arguments[0]) if arguments else 60
-    # libFuzzer takes 0 for a seed of its own choice.
-    seed = int(arguments[1]) if len(arguments) > 1 else 0
+    # Ours and not libFuzzer's choice, which it makes where the seed is 0: so it can be told.
+    given = int(arguments[1]) if len(arguments) > 1 else 0
+    seed = given or time.time_ns() % (1 << 31) or 1
+    # At once: a run that is killed is to be repeated too.
+    print(f"fuzzing for {seconds} s with the seed {seed}", flush=True)
     commands = {
-        "decoder": decoder_command(seconds, seed or time.time_ns() % (1 << 31)),
+        "decoder": decoder_command(seconds, seed),
         "loader": loader_command(seconds, seed),
     }
     return 0 if side_by_side(commands, seconds + _GRACE_SECONDS) else 1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.codec.twin import CODEC, COMPILERS, Twin, missing
+from tests.codec.twin import CODEC, COMPILERS, Twin, missing, sanitizers_of
 from tests.fuzz import fuzz, fuzz_tcz
 from tests.fuzz.fuzz_tcz import CORPUS, by_chance, check, mended, mutation
 
@@ -22,7 +24,7 @@ FILES = sorted(CORPUS.glob("*.tcz"))
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason := missing(request.param):
         pytest.skip(reason)
-    return fuzz.build_driver(tmp_path_factory.mktemp("driver"), request.param)
+    return fuzz.build_driver(tmp_path_factory.mktemp("driver"), request.param)[0]
 
 
 def drive(program: Path, runs: int, seed: int, finding: Path) -> subprocess.CompletedProcess[str]:
@@ -69,8 +71,8 @@ def test_a_fault_of_the_decoder_is_found_and_its_input_kept(name: str, tmp_path:
     text = (CODEC / "decoder.c").read_text()
     assert text.count(old) == 1
     (tmp_path / "decoder.c").write_text(text.replace(old, new))
-    program = fuzz.build_driver(tmp_path, "cc", tmp_path / "decoder.c")
-    if "overflow" in told and b"__asan_" not in program.read_bytes():
+    program, sanitizers = fuzz.build_driver(tmp_path, "cc", tmp_path / "decoder.c")
+    if "overflow" in told and "address" not in sanitizers:
         pytest.skip("cc has no address sanitizer on this machine.")
     finding = tmp_path / "finding"
     result = drive(program, 2_000_000, 1, finding)
@@ -79,7 +81,7 @@ def test_a_fault_of_the_decoder_is_found_and_its_input_kept(name: str, tmp_path:
     assert f"The input is in {finding}." in result.stderr
     # The sound decoder takes the same input.
     (tmp_path / "sound").mkdir()
-    sound = fuzz.build_driver(tmp_path / "sound", "cc")
+    sound, _ = fuzz.build_driver(tmp_path / "sound", "cc")
     command = [sound, "0", "1", "1", tmp_path / "other", finding]
     assert subprocess.run(command, capture_output=True).returncode == 0
 
@@ -115,9 +117,88 @@ def test_both_fuzzers_run_side_by_side(
     before = sorted(CORPUS.iterdir())
     assert fuzz.main(["2", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["fuzzing the decoder", "fuzzing the loader"]
+    assert lines[0] == "fuzzing for 2 s with the seed 1"
+    assert [line.split(" by ")[0] for line in lines[1:3]] == [
+        "fuzzing the decoder",
+        "fuzzing the loader",
+    ]
+    assert [line.split(":")[0] for line in lines[3:]] == [
+        "fuzzing the decoder",
+        "fuzzing the loader",
+    ]
     # What reaches new code is kept, and not in the corpus that is committed.
     assert sorted(CORPUS.iterdir()) == before
+
+
+def test_the_seed_is_told_and_goes_to_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("decoder_command", "loader_command"):
+        monkeypatch.setattr(fuzz, name, lambda seconds, seed: (seconds, seed))
+    ran: list[Any] = []
+    monkeypatch.setattr(
+        fuzz, "side_by_side", lambda commands, seconds: ran.append(commands) or True
+    )
+    for arguments in (["7", "11"], ["7"], ["7"], ["7", "0"]):
+        assert fuzz.main(arguments) == 0
+    told = re.findall(r"fuzzing for 7 s with the seed (\d+)\n", capsys.readouterr().out)
+    seeds = [int(seed) for seed in told]
+    assert ran == [{"decoder": (7, seed), "loader": (7, seed)} for seed in seeds]
+    # Without one, and with libFuzzer's word for that, each run takes another.
+    assert seeds[0] == 11 and len(set(seeds)) == 4 and min(seeds) > 0
+
+
+def test_engines_and_sanitizers_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fuzz, "WORK", tmp_path / "work")
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # neither clang nor cc
+    monkeypatch.setenv("CI", "true")
+    if reason := missing("zig"):
+        pytest.skip(reason)
+    fuzz.decoder_command(1, 1)
+    fuzz.loader_command(1, 1)
+    guided = importlib.util.find_spec("atheris") is not None
+    assert capsys.readouterr().out.splitlines() == [
+        "fuzzing the decoder by driver.c with zig; sanitizers of the C decoder: undefined",
+        f"fuzzing the loader by {'atheris' if guided else 'mutations by chance'}; sanitizers of "
+        "the C decoder: undefined",
+    ]
+
+
+@pytest.mark.parametrize("what", ["decoder", "loader"])
+def test_under_ci_there_must_be_sanitizers(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fuzz, "WORK", tmp_path)
+    monkeypatch.setattr(fuzz, "build_libfuzzer", lambda folder: None)
+    monkeypatch.setattr(fuzz, "build_driver", lambda folder, compiler: (folder / "program", ""))
+    monkeypatch.setattr(fuzz, "sanitizers_of", lambda compiler, folder: [])
+    command = {"decoder": fuzz.decoder_command, "loader": fuzz.loader_command}[what]
+    monkeypatch.delenv("CI", raising=False)
+    assert command(1, 1)
+    assert capsys.readouterr().out.endswith("; sanitizers of the C decoder: none\n")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(SystemExit) as caught:
+        command(1, 1)
+    assert caught.value.code == (
+        f"Fuzzing the {what}: the C decoder would run without sanitizers under CI=true; expected "
+        "at least that for undefined behaviour: install a compiler with its runtime libraries "
+        "(gcc with libasan and libubsan, or clang)."
+    )
+
+
+def test_a_host_without_runtime_libraries_takes_the_next_sanitizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lacking, expected in (("address", "undefined"), ("sanitize", "")):
+        compiler = tmp_path / f"cc-without-{lacking}"
+        compiler.write_text(f'#!/bin/sh\ncase "$*" in *{lacking}*) exit 1;; esac\n')
+        compiler.chmod(0o755)
+        entry = ([str(compiler)], COMPILERS["cc"][1])
+        monkeypatch.setitem(COMPILERS, "cc", entry)
+        options = sanitizers_of("cc", tmp_path)
+        assert options[:1] == ([f"-fsanitize={expected}"] if expected else [])
 
 
 def test_without_clang_there_is_no_libfuzzer(

@@ -158,10 +158,10 @@ def test_a_file_spends_a_third_on_the_biases(tmp_path: Path) -> None:
     assert sizes["plain"] - sizes["rounded"] > 0.5 * bias.nbytes
 
 
-@pytest.mark.parametrize("bits", [-1, 1, 17])
-def test_bits_out_of_range(bits: int) -> None:
+@pytest.mark.parametrize("bits", [-1, 1, 17, 8.0, True, "8"])
+def test_bits_out_of_range(bits: Any) -> None:
     with pytest.raises(OptionError) as caught:
         RoundBiases(bits)
     assert str(caught.value) == (
-        f"round-biases: the biases have {bits} bits; expected a whole number from 2 to 16."
+        f"round-biases: the biases have {bits!r} bits; expected a whole number from 2 to 16."
     )

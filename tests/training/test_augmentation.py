@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,8 @@ from numpy.typing import NDArray
 from tvm.relax import op
 
 from tests.training.nets import module
-from tvm_compress.errors import DataError
-from tvm_compress.training.augmentation import function_name
+from tvm_compress.errors import DataError, OptionError
+from tvm_compress.training.augmentation import check_named, function_name
 
 torch = pytest.importorskip("torch", reason="torch is not installed; these tests need it.")
 
@@ -167,3 +170,58 @@ def test_name_of_a_function() -> None:
     here = "tests.training.test_augmentation"
     assert function_name(net) == f"{here}.net"
     assert function_name(Seen()) == f"{here}.Seen"
+
+
+def test_name_of_a_partial_tells_what_it_holds() -> None:
+    here = "tests.training.test_augmentation"
+    held = partial(partial(net, 1), "a", by=[net, {"k": (2.5, None)}])
+    assert function_name(held) == f"{here}.net(1, 'a', by=[{here}.net, {{'k': [2.5, None]}}])"
+
+    def name(array: NDArray[Any]) -> str:
+        return function_name(partial(net, [array]))
+
+    array = np.arange(6, dtype="float32")
+    others = [array + 1, array.reshape(2, 3), array.view("int32"), array[::-1]]
+    assert len({name(array), *map(name, others)}) == 5
+    assert name(array[::2]) == name(array[::2].copy())
+
+
+def made(factor: float) -> Any:
+    def scaled(x: Any, random: np.random.Generator) -> Any:
+        return factor * x
+
+    return scaled
+
+
+@pytest.mark.parametrize(
+    ("augment", "what"),
+    [
+        (lambda x, random: x, "a lambda"),
+        (made(2), "the function made.<locals>.scaled, made inside another"),
+        (Seen(), "an object of the class Seen"),
+        (Seen().__call__, "the method Seen.__call__ of an object"),
+        (partial(lambda x, random, by: x, by=2), "a lambda"),
+        (partial(net, of=[made(2)]), "the function made.<locals>.scaled, made inside another"),
+        (partial(net, {"a": Seen()}), "an object of the class Seen"),
+    ],
+)
+def test_a_checkpoint_refuses_what_its_name_does_not_tell(
+    augment: Any, what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        tune(net(), (X, Y), loss=Seen(), augment=augment, checkpoint=tmp_path / "run")
+    assert str(caught.value) == (
+        f"augment is or holds {what}, whose name does not tell it from others, and a checkpoint or "
+        "a trial log knows augment by its name; expected a function defined at the top of a "
+        "module, or a functools.partial of one: define it there, or keep no checkpoint or trial "
+        "log."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_its_name_tells() -> None:
+    for augment in (net, np.add, np.roll, partial(np.roll, shift=np.ones(3)), random_of_math):
+        check_named(augment)
+
+
+random_of_math = math.floor  # a builtin: a method of its module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from tvm.relax import op
 import tvm_compress as tc
 from tests.training.nets import classes_of, dense_net, module
 from tvm_compress import ir
-from tvm_compress.errors import OptionError, UnsupportedError
+from tvm_compress.errors import DataError, OptionError, UnsupportedError
 from tvm_compress.passes import Prune
 from tvm_compress.recipe import Finetune
 from tvm_compress.targets import reference
 from tvm_compress.training import TrainingStep, finetune, teacher_outputs
 
 X, LABELS = classes_of(150)
+
+
+def same(x: Any, random: np.random.Generator) -> Any:
+    return x
 
 
 def test_targets_are_what_stands_before_the_softmax() -> None:
@@ -53,6 +58,39 @@ def test_the_teacher_itself_has_nothing_to_learn() -> None:
     options = {"loss": "distillation", "progress": False, "on_step": steps.append}
     finetune(dense_net(), (X, targets), optimizer="sgd", lr=1e-6, **options)
     assert max(abs(step.loss) for step in steps) < 1e-6
+
+
+def test_with_an_augmentation_the_teacher_sees_what_the_student_sees() -> None:
+    student, teacher = dense_net(0), dense_net(1)
+    steps: list[TrainingStep] = []
+    finetune(
+        student,
+        (X, teacher_outputs(teacher, X)),
+        loss="distillation",
+        batch_size=150,
+        augment=lambda x, random: -x,
+        teacher=teacher,
+        progress=False,
+        on_step=steps.append,
+    )
+    (q,), (p,) = (reference.run(m, -X).values() for m in (student, teacher))
+    expected = np.sum(p.astype(np.float64) * np.log(p.astype(np.float64) / q), axis=1).mean()
+    assert steps[0].loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_is_of_the_run_and_of_distillation_alone(tmp_path: Path) -> None:
+    data, path = (X, teacher_outputs(dense_net(1), X)), tmp_path / "run"
+    options: dict[str, Any] = {"loss": "distillation", "augment": same, "checkpoint": path}
+    finetune(dense_net(), data, progress=False, teacher=dense_net(1), **options)
+    for teacher in (None, dense_net(2)):
+        with pytest.raises(DataError, match="differs in options"):
+            finetune(dense_net(), data, progress=False, teacher=teacher, **options)
+    with pytest.raises(OptionError) as caught:
+        finetune(dense_net(), (X, LABELS), teacher=dense_net(1), progress=False)
+    assert str(caught.value) == (
+        "finetune: a teacher was given for the loss cross_entropy; expected the loss distillation: "
+        "leave the teacher out."
+    )
 
 
 def test_a_recipe_needs_no_labels(tmp_path: Path) -> None:

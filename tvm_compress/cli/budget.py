@@ -18,7 +18,10 @@ __all__ = ["as_dict", "make_budget", "run"]
 
 
 def make_budget(
-    limits: Mapping[str, Any], of_search: Mapping[str, Any], of_recipe: Mapping[str, Any]
+    limits: Mapping[str, Any],
+    of_search: Mapping[str, Any],
+    of_recipe: Mapping[str, Any],
+    profile: str = "archive",
 ) -> Budget | None:
     """Give the budget, or None where there are no limits.
 
@@ -26,6 +29,7 @@ def make_budget(
         limits: by field of the budget; None where not given.
         of_search: options that need a limit, by name, ``board`` and ``validate`` among them.
         of_recipe: options that no search takes.
+        profile: of the file that will be written.
 
     Raises:
         OptionError: a limit outside its range, no validation data, or an option that goes with the
@@ -52,8 +56,7 @@ def make_budget(
         )
     from tvm_compress.search import Budget
 
-    board = of_search["board"]
-    return Budget(**given) if board is None else Budget(**given, board=board)
+    return Budget(**given, board=of_search["board"], profile=profile)
 
 
 def run(
@@ -66,6 +69,7 @@ def run(
     tuning: Mapping[str, Any],
     trials: int | None,
     trial_log: Path | None,
+    device: str,
     quiet: bool,
 ) -> SearchResult:
     """Search; ``tuning`` are the options of the fine-tuning (``epochs``, ``lr``, ``seed``).
@@ -93,6 +97,7 @@ def run(
         recipe=partial(deep_compression, **tuning) if train else None,
         trials=TRIALS if trials is None else trials,
         trial_log=trial_log,
+        device=device,
         progress=not quiet,
     )
 

@@ -107,7 +107,7 @@ def compress(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            show_default=False, help="Recipe as TOML, in place of the options of Deep Compression."
+            show_default=False, help="Recipe as TOML, in place of the options of a recipe."
         ),
     ] = None,
     sparsity: Annotated[
@@ -142,6 +142,14 @@ def compress(
     seed: Annotated[
         int | None, typer.Option(show_default="0", help="Seed of everything that is random.")
     ] = None,
+    lam: Annotated[
+        float | None,
+        typer.Option(
+            show_default="0.005 with --calibrate",
+            help="Quantise in one shot instead, without training: what a bit is worth, above 0; "
+            "more of it makes a smaller file and a worse network.",
+        ),
+    ] = None,
     train: Annotated[
         Path | None,
         typer.Option(
@@ -155,9 +163,15 @@ def compress(
         typer.Option(
             show_default=False,
             help="Some hundred samples without labels, .npy or .npz. Without --train and --recipe: "
-            "prune and share in one shot by them (--sparsity 0.3 and --bits 4 by default).",
+            "quantise in one shot by them, as --lam does without any.",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Where to fine-tune: cpu, or cuda for a GPU that torch finds."
+        ),
+    ] = "cpu",
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option(
@@ -233,6 +247,7 @@ def compress(
         "epochs": epochs,
         "lr": lr,
         "seed": seed,
+        "lam": lam,
     }
     pipeline.check_profile(profile, output)
     given = {k: v for k, v in options.items() if v is not None}
@@ -246,7 +261,7 @@ def compress(
     tuning: dict[str, Any] = {k: v for k, v in given.items() if k in ("epochs", "lr", "seed")}
     others = {name: value for name, value in given.items() if name not in tuning}
     of_recipe = {"recipe": recipe, "checkpoint-dir": checkpoint_dir, **others}
-    limit = budget.make_budget(limits, of_search, of_recipe)
+    limit = budget.make_budget(limits, of_search, of_recipe, profile)
     if limit is not None and validate is not None:
         mod = _load(model, shape)
         found = budget.run(
@@ -258,6 +273,7 @@ def compress(
             tuning=tuning,
             trials=trials,
             trial_log=trial_log,
+            device=device,
             quiet=quiet,
         )
         small, told = found.module, {"search": budget.as_dict(found)}
@@ -270,24 +286,30 @@ def compress(
             steps,
             train=arrays.read_training(train, labels=steps.needs_labels) if train else None,
             calibrate=arrays.read_inputs(calibrate) if calibrate else None,
+            device=device,
             checkpoint_dir=checkpoint_dir,
             progress=not quiet,
         )
         told = {"recipe": steps.model_dump(mode="json")}
     pipeline.save(small, output, profile=profile)
-    before, after = inspection.inspect(mod), inspection.inspect(small)
+    written = output.suffix == ".tcz"
+    after = inspection.inspect_file(output) if written else inspection.inspect(small)
+    before = inspection.inspect(mod).totals
+    if written and profile != "flash":
+        # Of another profile there is nothing to compare: dense floats take minutes to code.
+        before = {k: v for k, v in before.items() if k not in ("coded_bytes", "file_bytes")}
     if json:
         show.as_json(
             {
                 "output": str(output),
                 **told,
-                "before": before.totals,
+                "before": before,
                 "after": after.totals,
             }
         )
     else:
         show.inspection(after)
-        show.saving(before.totals, after.totals)
+        show.saving(before, after)
         if found is not None:
             show.front(found)
         show.line(f"wrote {output}")
@@ -309,11 +331,13 @@ def _recipe(
                 "value into the recipe."
             )
         recipe = Recipe.from_toml(file)
-    elif calibrate is not None and train is None:
-        if others := [f"--{name}" for name in options if name not in ("sparsity", "bits")]:
+    elif "lam" in options or (calibrate is not None and train is None):
+        way = "--lam" if "lam" in options else "--calibrate and without --train"
+        others = [f"--{name}" for name in options if name != "lam"]
+        if others := others + (["--train"] if train else []):
             raise OptionError(
-                f"{' and '.join(others)} was given together with --calibrate and without --train; "
-                "expected --sparsity and --bits alone, or a --recipe."
+                f"{' and '.join(others)} was given together with {way}; expected --lam alone, with "
+                "or without --calibrate, or a --recipe."
             )
         recipe = post_training(**options)
     else:
@@ -323,17 +347,17 @@ def _recipe(
             "The recipe fine-tunes, and no training data was given; expected --train data.npz, or "
             "no fine-tuning: --epochs 0 or a recipe without finetune."
         )
-    if calibrate is not None and not recipe.needs_inputs:
+    if calibrate is not None and not recipe.takes_inputs:
         raise OptionError(
-            "--calibrate was given, and the recipe does not reconstruct; expected no --train, a "
-            "recipe with a reconstruct step, or no --calibrate."
+            "--calibrate was given, and no step of the recipe looks at inputs; expected no "
+            "--train, a recipe with a reduce-rate or reconstruct step, or no --calibrate."
         )
     if recipe.needs_inputs and calibrate is None and train is None:
         raise OptionError(
             "The recipe reconstructs, and no samples were given; expected --calibrate samples.npy "
             "with some hundred inputs."
         )
-    if train is not None and not (recipe.needs_training_data or recipe.needs_inputs):
+    if train is not None and not (recipe.needs_training_data or recipe.takes_inputs):
         raise OptionError(
             "--train was given, and the recipe does not fine-tune; expected --epochs above 0, a "
             "recipe with a finetune step, or no --train."
@@ -391,15 +415,21 @@ def inspect(
 
     from tvm_compress import codec, inspection
     from tvm_compress.cli import show
+    from tvm_compress.errors import InputError
 
     header = codec.read_header(model.read_bytes()) if model.is_file() else None
     if header is not None and not json:  # before a damaged file is refused
         show.header(header, model)
-    mod = _load(model, shape)
-    if header is not None and profile is None:
-        found = inspection.inspect_file(model)
-    else:
-        found = inspection.inspect(mod, profile=profile or "flash")
+    try:
+        mod = _load(model, shape)
+        if header is not None and profile is None:
+            found = inspection.inspect_file(model)
+        else:
+            found = inspection.inspect(mod, profile=profile or "flash")
+    except InputError as error:
+        if header is not None and json:
+            show.as_json({"file": asdict(header), "error": str(error)})
+        raise
     names = _matching(histogram or (), [p.name for p in found.parameters])
     spread = [inspection.histogram(mod, name) for name in names]
     if json:

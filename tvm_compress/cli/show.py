@@ -205,22 +205,30 @@ def histogram(found: Histogram) -> None:
     )
 
 
-def saving(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+def saving(before: Mapping[str, float], found: Inspection) -> None:
     """Print totals before and after compression."""
+    after = found.totals
     _table(
         "Compression",
         ("", "before", "after"),
         [
             ("density", f"{before['density']:.1%}", f"{after['density']:.1%}"),
+            ("dense bytes", f"{before['dense_bytes']:,}", f"{after['dense_bytes']:,}"),
             (
                 "packed bytes (estimate)",
                 f"{before['packed_bytes']:,}",
                 f"{after['packed_bytes']:,}",
             ),
             *(
-                [(".tcz bytes (flash)", f"{before['file_bytes']:,}", f"{after['file_bytes']:,}")]
-                if "file_bytes" in before and "file_bytes" in after
-                else []
+                []
+                if found.file is None
+                else [
+                    (
+                        f".tcz bytes ({found.file.profile})",
+                        f"{before['file_bytes']:,}" if "file_bytes" in before else "-",
+                        f"{found.file.file_bytes:,}",
+                    )
+                ]
             ),
         ],
     )

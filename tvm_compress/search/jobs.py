@@ -53,7 +53,7 @@ class Task:
         budget: says what is measured, and on which board.
         threads: of torch.
         validate: samples and labels by which networks are judged.
-        train: see :func:`tvm_compress.compress`, and so ``calibrate`` and ``augment``.
+        train: see :func:`tvm_compress.compress`, and so ``calibrate``, ``augment`` and ``device``.
     """
 
     network: str
@@ -63,6 +63,7 @@ class Task:
     train: tuple[Inputs, NDArray[Any] | None] | None = None
     calibrate: Inputs | None = None
     augment: Any = None
+    device: str = "cpu"
 
 
 def one_shot(sparsity: Mapping[str, float], bits: Mapping[str, int]) -> Recipe:
@@ -161,6 +162,7 @@ def trial(task: Task, recipe: Recipe) -> dict[str, Any]:
             train=task.train,
             calibrate=task.calibrate,
             augment=task.augment,
+            device=task.device,
             progress=False,
         )
         return {**_judged(task, small), **_totals(task, small), "module": tvm.ir.save_json(small)}
@@ -266,7 +268,7 @@ def _totals(task: Task, mod: tvm.IRModule) -> dict[str, int | None]:
     if "weight_bytes" in names:
         from tvm_compress import codec
 
-        found["weight_bytes"] = len(codec.pack(mod))
+        found["weight_bytes"] = len(codec.pack(mod, task.budget.profile))
     if {"flash_bytes", "instructions"} & set(names):
         from tvm_compress.build import build
 

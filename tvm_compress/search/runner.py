@@ -9,13 +9,14 @@ in that in which they came in, so every executor gives the same networks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import count
 from math import inf, sqrt
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import tvm
@@ -29,11 +30,11 @@ from tvm_compress.recipe import Recipe
 from tvm_compress.recipes import deep_compression
 from tvm_compress.search import jobs
 from tvm_compress.search.allocation import Choices, Scan, allocate
-from tvm_compress.search.budget import Budget
+from tvm_compress.search.budget import Budget, is_number, is_whole
 from tvm_compress.search.log import TrialLog, key_of
 from tvm_compress.search.result import SearchResult, Trial
 from tvm_compress.search.work import Here, Job, Work
-from tvm_compress.training.augmentation import Augment, function_name
+from tvm_compress.training.augmentation import Augment, check_named, function_name
 
 __all__ = ["TRIALS", "search"]
 
@@ -71,6 +72,7 @@ def search(
     executor: Executor | None = None,
     trial_log: str | PathLike[str] | None = None,
     threads: int = 1,
+    device: str = "cpu",
     progress: bool = True,
 ) -> SearchResult:
     """Search density and bits of every layer for the best network that meets a budget.
@@ -103,12 +105,17 @@ def search(
             results do not depend on it. A pool of processes needs data and ``augment`` that can be
             pickled.
         trial_log: a folder, made if missing, that keeps every result as it comes. The same call
-            goes on where the last one stopped; more ``trials`` go on behind it.
+            goes on where the last one stopped; more ``trials`` go on behind it. It knows the board
+            by what its description says, not by its name or path.
         threads: of torch in a job, which the last bits of a training depend on.
+        device: where trials are fine-tuned, see :func:`tvm_compress.compress`. Networks are judged
+            on the processor.
         progress: whether to say on stderr what was measured.
 
     Raises:
-        OptionError: an option outside its range, no ``validate``, or a recipe without its data.
+        OptionError: an option outside its range, no ``validate``, a recipe without its data, an
+            unknown board, a device that torch does not find, or a ``trial_log`` with an ``augment``
+            that its name does not tell from others.
         DataError: data that does not fit the network; a log that is damaged or of another search.
         BudgetError: no trial met the budget; says what came nearest and what it missed.
         PassError: a network without weights, or one that is compressed already.
@@ -137,16 +144,22 @@ def search(
                 "uncompressed network."
             )
     falling = _check_options(trials, densities, bits, threads)
+    board = _board_digest(budget)
+    if device != "cpu" and executor is None:  # elsewhere there may be what is missing here
+        pipeline.check_device(device)
     make = recipe or _default_recipe(train, calibrate)
     sample = make(layer_sparsity=dict.fromkeys(names, 0.5), layer_bits=dict.fromkeys(names, 4))
-    pipeline.check_data(sample, train, calibrate, augment)
+    pipeline.check_data(sample, train, calibrate, augment, mod=mod)
+    if trial_log is not None:
+        check_named(augment)
     network = tvm.ir.save_json(mod)
     options = {
         "version": tvm_compress.__version__,
         "recipe": key_of(sample.model_dump(mode="json")),
         "densities": falling[0],
         "bits": falling[1],
-        "threads": threads,
+        "threads": int(threads),
+        "device": device,
         "augment": None if augment is None else function_name(augment),
     }
     log = TrialLog(
@@ -154,32 +167,57 @@ def search(
         {
             "network": hashlib.sha256(network.encode()).hexdigest(),
             "data": pipeline.data_hash((*judged, *(train or ()), calibrate)).hex(),
-            "budget": asdict(budget),
+            "budget": asdict(budget) | {"board": board},
             "options": options,
         },
     )
-    task = jobs.Task(network, budget, threads, judged, train, calibrate, augment)
+    task = jobs.Task(network, budget, int(threads), judged, train, calibrate, augment, device)
     helped = sample.needs_training_data or sample.needs_inputs
     work = Work(executor or Here(), log, progress)
     return _Search(task, names, make, work, *falling, _RECOVERIES if helped else (1.0,)).run(trials)
 
 
 def _check_options(
-    trials: int, densities: Sequence[float], bits: Sequence[int], threads: int
+    trials: Any, densities: Any, bits: Any, threads: Any
 ) -> tuple[list[float], list[int]]:
     """Check the options and give densities and bits, falling."""
     for what, value in (("trials", trials), ("threads", threads)):
-        if value < 1:
-            raise OptionError(f"search: {what} is {value}; expected a whole number from 1 on.")
-    if not densities or not all(0.0 < density <= 1.0 for density in densities):
+        if not (is_whole(value) and value >= 1):
+            raise OptionError(f"search: {what} is {value!r}; expected a whole number from 1 on.")
+    densities, bits = _listed(densities), _listed(bits)
+    if not isinstance(densities, list) or not (
+        densities and all(is_number(density) and 0.0 < density <= 1.0 for density in densities)
+    ):
         raise OptionError(
-            f"search: the densities are {list(densities)}; expected numbers above 0, up to 1."
+            f"search: the densities are {densities!r}; expected a list of numbers above 0, up to 1."
         )
-    if not bits or not all(width in range(1, 9) for width in bits):
-        raise OptionError(f"search: the bits are {list(bits)}; expected whole numbers from 1 to 8.")
+    if not isinstance(bits, list) or not (
+        bits and all(is_whole(width) and 1 <= width <= 8 for width in bits)
+    ):
+        raise OptionError(
+            f"search: the bits are {bits!r}; expected a list of whole numbers from 1 to 8."
+        )
     # The curves begin at the density at which pruning harms nothing.
     found = sorted({1.0, *(float(density) for density in densities)}, reverse=True)
-    return found, sorted(set(bits), reverse=True)
+    return found, sorted({int(width) for width in bits}, reverse=True)
+
+
+def _listed(given: object) -> object:
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+
+
+def _board_digest(budget: Budget) -> str | None:
+    """Give a digest of the description of the board that is measured on, if one is.
+
+    Raises:
+        OptionError: there is no such board.
+    """
+    if not budget.needs_board:
+        return None
+    from tvm_compress.targets.mcu.boards import get_board
+
+    assert budget.board is not None, "a budget that needs a board has one"
+    return key_of(get_board(budget.board).model_dump(mode="json"))
 
 
 def _default_recipe(train: object, calibrate: object) -> Callable[..., Recipe]:

@@ -32,6 +32,7 @@ from tvm_compress.training.augmentation import (
     Augment,
     augmented,
     check_augment,
+    check_named,
     function_name,
 )
 from tvm_compress.training.device import find_device, moved
@@ -88,6 +89,7 @@ class _Options:
     seed: int
     schedule: str
     augment: str | None
+    teacher: str | None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch_size", 1), ("seed", 0)):
@@ -150,6 +152,7 @@ def finetune(
     weight_decay: float = 0.0,
     schedule: Schedule = "constant",
     augment: Augment | None = None,
+    teacher: tvm.IRModule | None = None,
     device: str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -192,8 +195,11 @@ def finetune(
             *shape as in ``x``) for a network of one input, else a dict by input name; they are
             copies that may be written into, and come back with the same shapes and dtypes. The
             generator is that of the seed and the step, so a resumed run sees the same. Targets
-            stay, those of ``distillation`` too, and so does validation data. A checkpoint knows
-            the function by its name alone.
+            stay, those of ``distillation`` too where no ``teacher`` is given, and so does
+            validation data. A checkpoint knows the function by its name and, of a
+            ``functools.partial``, by what it holds.
+        teacher: of ``distillation`` with ``augment``: the network whose outputs for the changed
+            inputs are the targets of a batch, in place of those in ``data``.
         device: where torch computes: ``cpu``, or ``cuda`` for a GPU that torch finds. On a GPU
             sums have no fixed order, so equal arguments give nearly equal numbers; a checkpoint
             may go on on another device.
@@ -211,14 +217,22 @@ def finetune(
         DataError: data of a wrong name, shape, dtype or length, values that are not finite, labels
             out of range; inputs from ``augment`` that are not like those it got; a checkpoint that
             is damaged or of another run.
-        OptionError: an option outside its range; a device that torch does not find; the loss became
-            NaN or infinite.
+        OptionError: an option outside its range; a device that torch does not find; a ``teacher``
+            for another loss; an ``augment`` without a name of its own with a checkpoint; the loss
+            became NaN or infinite.
         UnsupportedError: an operator without a torch meaning, a network without floating
             parameters, half-precision parameters, or outputs that the loss does not fit.
         KeyboardInterrupt: Ctrl-C, once the step under way is done and the checkpoint is complete.
     """
     if augment is not None:
         check_augment(augment)
+        if checkpoint is not None:
+            check_named(augment)
+    if teacher is not None and loss != "distillation":
+        raise OptionError(
+            f"finetune: a teacher was given for the loss {_loss_name(loss)}; expected the loss "
+            "distillation: leave the teacher out."
+        )
     options = _Options(
         epochs,
         lr,
@@ -230,6 +244,7 @@ def finetune(
         seed,
         schedule,
         None if augment is None else function_name(augment),
+        None if teacher is None else checkpoints.network_digest(teacher),
     )
     place = find_device(device)
     path = None if checkpoint is None else checkpoints.check_path(checkpoint)
@@ -238,6 +253,7 @@ def finetune(
     samples = objective.check("training data", data, mod)
     judged = None if validation is None else objective.check("validation data", validation, mod)
     trained = _trained(net)
+    teaching = None if teacher is None else TorchModule(teacher, before_softmax=True).to(place)
     fingerprint = None
     if path is not None:
         fingerprint = checkpoints.Fingerprint(
@@ -247,7 +263,14 @@ def finetune(
         )
     with _deterministic(options.seed, place), _stop_request() as stopping:
         run = _Run(
-            net, objective, samples, augment, judged, options, options.make_optimizer(trained)
+            net,
+            objective,
+            samples,
+            augment,
+            teaching,
+            judged,
+            options,
+            options.make_optimizer(trained),
         )
         if path is not None and fingerprint is not None:
             run.resume(path, fingerprint)
@@ -354,12 +377,13 @@ class _Run:
         objective: _Objective,
         samples: Samples,
         augment: Augment | None,
+        teaching: TorchModule | None,
         judged: Samples | None,
         options: _Options,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.net, self.objective, self.samples, self.judged = net, objective, samples, judged
-        self.augment = augment
+        self.augment, self.teaching = augment, teaching
         self.options, self.optimizer = options, optimizer
         self.epoch, self.step = 0, 0  # what is done: whole epochs, and steps of the next one
         self.steps_per_epoch = -(-len(samples) // options.batch_size)
@@ -437,6 +461,9 @@ class _Run:
                 steps_done / (self.options.epochs * self.steps_per_epoch)
             )
         self.optimizer.zero_grad(set_to_none=True)
+        if self.augment is not None and self.teaching is not None:
+            with torch.no_grad():
+                targets = self.teaching(*inputs)
         loss = self.objective(self.net(*inputs), targets)
         value = float(loss.detach())
         self.step += 1
