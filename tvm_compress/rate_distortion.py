@@ -120,17 +120,20 @@ class Shared:
 
 
 def ascending(codes: NDArray[Any], table: NDArray[Any], part: NDArray[Any]) -> tuple[Shared, _Ints]:
-    """Renumber codes so that each part's centroids ascend; code 0 stays.
+    """Renumber codes so that 0 is the zero and each part's other centroids ascend.
+
+    Where a part has no zero its code 0 stays.
 
     Returns:
         What has the same values, and the old code of each new one, (parts, levels).
 
-    >>> shared, old = ascending(np.array([[1, 2]]), np.array([[0, 5.0, -1.0]]), np.array([[0]]))
+    >>> shared, old = ascending(np.array([[1, 2]]), np.array([[5.0, 0, -1.0]]), np.array([[0]]))
     >>> shared.codes.tolist(), shared.table.tolist(), old.tolist()
-    ([[2, 1]], [[0.0, -1.0, 5.0]], [[0, 2, 1]])
+    ([[0, 1]], [[0.0, -1.0, 5.0]], [[1, 2, 0]])
     """
-    old = np.argsort(table[:, 1:], axis=1, kind="stable") + 1
-    old = np.concatenate([np.zeros((len(table), 1), np.int64), old], 1)
+    key = table.astype(np.float64)
+    np.put_along_axis(key, np.argmax(table == 0, 1, keepdims=True), -np.inf, 1)
+    old = np.argsort(key, axis=1, kind="stable")
     new = np.argsort(old, axis=1)[part, codes]
     return Shared(new, np.take_along_axis(table, old, 1).astype(np.float64), part), old
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_compress import edge, ir
+from tvm_compress.errors import DataError
 from tvm_compress.ops.layout import axes_between, spatial, split_padding
 from tvm_compress.targets.reference import evaluate
 from tvm_compress.tensors import check_samples, input_specs
@@ -45,6 +46,8 @@ __all__ = [
 
 _Floats = NDArray[np.float64]
 _BLOCK = 64  # columns whose pruned weights are chosen together
+_FAINTEST = 1e-30  # mean square of inputs that may be measured: below, float32 has underflown
+_LEAST_VARIANCE = 1e-6  # of an input, over its mean square: below is what float32 rounds off
 _CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 
 
@@ -68,7 +71,7 @@ def damped(gram: _Floats, damping: float) -> _Floats:
            [0., 0., 1.]])
     """
     level = damping * float(np.mean(np.diag(gram)))
-    return gram + (level or 1.0) * np.eye(len(gram))
+    return gram + (level if level > _FAINTEST else 1.0) * np.eye(len(gram))
 
 
 def upper_factor(gram: _Floats) -> _Floats:
@@ -325,7 +328,7 @@ def layer_inputs(
         most: how many samples are looked at, evenly spaced where there are more; None for all.
 
     Raises:
-        DataError: inputs of a wrong name, shape or dtype.
+        DataError: inputs of a wrong name, shape or dtype, or values that are not finite.
         UnsupportedError: an operator without a numpy meaning.
     """
     weights = ir.weights(mod)
@@ -392,11 +395,21 @@ def _layer(call: Any, bias: Any, before: _Stream, after: _Stream) -> LayerInputs
         new += z.sum(1, dtype=np.float64)
         count += x.shape[1]
     gram, cross, old, new = (sums / count for sums in (gram, cross, old, new))
+    if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
+        raise DataError(
+            f"The inputs of the layer with the weight {edge.var_name(weight)} are infinite, NaN or "
+            "so large that their squares are; expected finite numbers: check the samples."
+        )
     outputs = moved.shape[0]
     shifts = bias is not None and before.values[bias].size == outputs
     if shifts:
+        energy = np.diagonal(gram, axis1=1, axis2=2).copy()
         gram -= new[:, :, None] * new[:, None, :]
         cross -= old[:, :, None] * new[:, None, :]
+        # Of an input that never varies rounding is left, of either sign.
+        varies = np.diagonal(gram, axis1=1, axis2=2) > _LEAST_VARIANCE * energy
+        gram *= varies[:, :, None] & varies[:, None, :]
+        cross *= varies[:, None, :]
     name = edge.var_name(bias) if shifts else None
     return LayerInputs(
         edge.var_name(weight), name, rows, gram, cross, (old, new), value.shape, axes

@@ -17,8 +17,9 @@ import tvm_compress as tc
 from examples.digits.data import DigitsSplit
 from tests.passes.nets import conv_net
 from tests.training.nets import dense_net, module
-from tvm_compress import codec, fixed_point, ir
-from tvm_compress.errors import OptionError, PassError
+from tvm_compress import codec, edge, fixed_point, ir
+from tvm_compress.errors import DataError, OptionError, PassError
+from tvm_compress.ops import codebook
 from tvm_compress.passes import FixedPoint, Prune, Reconstruct, ReduceRate, ShareWeights
 from tvm_compress.passes.reduce_rate import round_centroids
 from tvm_compress.targets import reference
@@ -194,6 +195,39 @@ def test_biases_take_up_the_shift() -> None:
     np.testing.assert_allclose((WIDE_X @ w1).mean(0) + b1, old, rtol=1e-4, atol=1e-3)
     untouched = ir.parameters(ReduceRate(0.05)(mod))["b1"].value
     np.testing.assert_array_equal(untouched, ir.parameters(mod)["b1"].value)
+
+
+@pytest.mark.parametrize("step", [ReduceRate(0.01), Reconstruct(0.5, 3)])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-22, 1.0, 1e6])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_inputs_that_do_not_vary(step: Any, scale: float, samples: int) -> None:
+    inputs = np.repeat(WIDE_X[:1], samples, 0) * np.float32(scale)
+    mod = wide_net()
+    made = ir.parameters(step.on(inputs).apply(mod))
+    assert all(np.isfinite(parameter.value).all() for parameter in made.values())
+    for name in ("w1", "w2"):  # keep their scale, whatever the inputs say
+        largest = np.abs(ir.parameters(mod)[name].value).max()
+        assert 0 < np.abs(made[name].value).max() < 3 * largest
+
+
+@pytest.mark.parametrize("step", [ReduceRate(0.01), Reconstruct(0.5, 3)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_inputs_have_to_be_finite(step: Any, value: float) -> None:
+    inputs = WIDE_X.copy()
+    inputs[3, 5] = value
+    with pytest.raises(DataError, match=r"weight w1 are infinite, NaN or so large.*samples"):
+        step.on(inputs).apply(wide_net())
+
+
+def test_the_zero_may_have_any_code() -> None:
+    table = np.array([0.5, 0, -0.5, 1, 2], np.float32)
+    codes = np.random.default_rng(3).choice(5, (40, 60), p=[0.1, 0.6, 0.1, 0.1, 0.1])
+    shared = codebook(edge.constant(codes.astype(np.uint8)), edge.constant(table))
+    mod = ir.replace_parameters(wide_net(), {"w1": shared})
+    before = ir.parameters(mod)["w1"]
+    after = ir.parameters(ReduceRate(1e-6)(mod))["w1"]
+    assert (after.value[before.value == 0] == 0).all()
+    np.testing.assert_allclose(after.value, before.value, atol=0.01)
 
 
 def test_layers_by_name() -> None:
