@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_compress.codec.bits import Decoder, Encoder, Meter, Mixer, blocks, logit_tables
+from tvm_compress.codec.cursor import Damaged
 
 
 def test_tables_are_the_logistic_function_and_its_inverse() -> None:
@@ -81,7 +82,11 @@ def test_a_decoder_takes_the_words_of_an_encoder_and_no_others(
     elif change == "changed" and data:
         data[place % len(data)] ^= more[0]
     decoder = Decoder(bytes(data))
-    read = decoder.code(chances, None)
+    try:
+        read = decoder.code(chances, None)
+    except Damaged:
+        assert change in ("shorter", "changed")
+        return
     assert decoder.exhausted() == (encode(read) == bytes(data))
     assert decoder.exhausted() or bytes(data) != right
     if change == "longer":

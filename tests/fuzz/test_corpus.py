@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,16 @@ import pytest
 
 from tests.codec.twin import Twin, missing
 from tests.fuzz.fuzz_tcz import CORPUS, check, mended
+from tvm_compress import codec
 from tvm_compress.codec.container import read_sections
 from tvm_compress.errors import ModelFormatError
 
 FILES = sorted(CORPUS.glob("*.tcz"))
+# constriction finds words that no coder writes, and says so by an AssertionError.
+NO_WORDS = (
+    "VENaGgEAAAADASAAAABYKO3uAggAAAB+9LwfAy0AAAAWRU3/GJhxiCruMzx5h0wH11J2NDAjOWbVf3gZOu6jU5vHR0xr"
+    "8awDAQoCBiFCAwEsBxCgPwIAAP/++MMcAAAAwAAAAAAAAAAAAAAAAAAAAAAAAAAA7W+wbiBndrk="
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,11 @@ def test_the_corpus_is_there_and_sound() -> None:
     assert len(FILES) == 16
     for path in FILES:
         read_sections(path.read_bytes())
+
+
+def test_words_that_no_coder_writes_are_refused() -> None:
+    with pytest.raises(ModelFormatError, match=r"weights.*bits are none that a writer writes"):
+        codec.unpack(mended(b64decode(NO_WORDS)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -24,6 +24,8 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_compress.codec.cursor import Damaged
+
 __all__ = ["BitCoder", "Decoder", "Encoder", "Meter", "Mixer", "blocks", "logit_tables"]
 
 Ints = NDArray[np.int64]
@@ -77,9 +79,16 @@ class Decoder:
         self._data, self._again = data, Encoder()
 
     def code(self, chances: Ints, bits: Ints | None) -> Ints:
-        """Read one bit for each chance."""
+        """Read one bit for each chance.
+
+        Raises:
+            Damaged: the data is nothing that :class:`Encoder` writes.
+        """
         floats = chances.astype(np.float32) / np.float32(65536)
-        read: NDArray[np.int32] = self._coder.decode(_BERNOULLI(perfect=False), floats)
+        try:
+            read: NDArray[np.int32] = self._coder.decode(_BERNOULLI(perfect=False), floats)
+        except AssertionError as error:  # what constriction says of words that no coder writes
+            raise Damaged("its coded bits are none that a writer writes") from error
         return self._again.code(chances, read.astype(np.int64))
 
     def exhausted(self) -> bool:
