@@ -20,6 +20,12 @@ NO_WORDS = (
     "VENaGgEAAAADASAAAABYKO3uAggAAAB+9LwfAy0AAAAWRU3/GJhxiCruMzx5h0wH11J2NDAjOWbVf3gZOu6jU5vHR0xr"
     "8awDAQoCBiFCAwEsBxCgPwIAAP/++MMcAAAAwAAAAAAAAAAAAAAAAAAAAAAAAAAA7W+wbiBndrk="
 )
+# TVM reads attributes of another operator's type as if they were its own.
+NO_ATTRIBUTES = (
+    "VENaGgEAAAADAWEAAADZYj0YAgEAAACN7wLSAwEAAACN7wLSYO71HqUB7jM8eYdMAS2yuYPO4bf5WjRMdFRMIaeXfXZZ"
+    "h4u73F0s8nlghxJZkpV0JomOpMdzAMeBvq/XnLbdfDN6XhbFhTe2IX40HBRKanDKAU4WLeLH7xyHe7iUI/V2mtCGs1EA"
+    "AA=="
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,11 @@ def test_the_corpus_is_there_and_sound() -> None:
 def test_words_that_no_coder_writes_are_refused() -> None:
     with pytest.raises(ModelFormatError, match=r"weights.*bits are none that a writer writes"):
         codec.unpack(mended(b64decode(NO_WORDS)))
+
+
+def test_attributes_of_another_operator_are_refused() -> None:
+    with pytest.raises(ModelFormatError, match=r"resize2d has attributes of the type"):
+        codec.unpack(mended(b64decode(NO_ATTRIBUTES)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -439,7 +439,13 @@ class _Reader(Cursor):
                 raise Damaged(f"it calls the unknown operator {number}")
             name = self.name(_stem(OPERATORS[number]))
             args = [self.expression() for _ in range(self.count())]
-            return name, tvm.ir.Call(tvm.ir.Op.get(OPERATORS[number]), args, self.attributes())
+            operator = tvm.ir.Op.get(OPERATORS[number])
+            attributes = self.attributes()
+            kind = "" if attributes is None else type(attributes).__tvm_ffi_type_info__.type_key
+            # TVM reads attributes of the type that it expects without looking at the one they have.
+            if operator.attrs_type_key and kind != operator.attrs_type_key:
+                raise Damaged(f"{operator.name} has attributes of the type {kind or 'none'}")
+            return name, tvm.ir.Call(operator, args, attributes)
         if tag == _PACK:
             return self.name("tuple"), self.expression()
         if tag == _ITEM:
