@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tvm_compress.passes.bank_prune import BankPrune
-from tvm_compress.passes.base import Pass
+from tvm_compress.passes.base import InputsPass, Pass
 from tvm_compress.passes.block_prune import BlockPrune
 from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.passes.drop_prune import DropPrune
@@ -23,6 +23,7 @@ __all__ = [
     "Canonicalize",
     "DropPrune",
     "FixedPoint",
+    "InputsPass",
     "Pass",
     "Prune",
     "PruneChannels",

@@ -109,12 +109,7 @@ class FixedPoint(Pass):
             bits = own.get(name, self.bits)
             if bits == 0:
                 continue
-            value = check_weight(self.name, weight)
-            if value.dtype != np.float32:
-                raise PassError(
-                    f"{self.name}: the weight {name} is {value.dtype}; expected float32: convert "
-                    "the network before it is compressed."
-                )
+            value = check_weight(self.name, weight, float32=True)
             if self.scale == "tensor":
                 step = float(self._steps(value.reshape(1, -1), bits)[0])
                 codes, centroids = self._codes(value, bits, step), fixed_point.grid(bits, step)

@@ -148,8 +148,8 @@ def _threshold(tensors: Sequence[NDArray[Any]], size: int, drop: int) -> tuple[N
     return threshold, drop - int(np.count_nonzero(magnitude[:drop] < threshold))
 
 
-def check_weight(pass_name: str, weight: ir.Weight) -> NDArray[Any]:
-    """Give a weight's dense value if it is float, not shared and finite.
+def check_weight(pass_name: str, weight: ir.Weight, *, float32: bool = False) -> NDArray[Any]:
+    """Give a weight's dense value if it is float (or float32 alone), not shared and finite.
 
     Raises:
         PassError: otherwise.
@@ -172,6 +172,11 @@ def check_weight(pass_name: str, weight: ir.Weight) -> NDArray[Any]:
                 f"{pass_name}: the weight {name} holds {int(wrong.sum())} {what}; expected "
                 "numbers: load the network again or lower the learning rate."
             )
+    if float32 and value.dtype != np.float32:
+        raise PassError(
+            f"{pass_name}: the weight {name} is {value.dtype}; expected float32: convert the "
+            "network before it is compressed."
+        )
     return value
 
 

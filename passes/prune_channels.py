@@ -30,7 +30,7 @@ from tvm_compress.channels import Channels
 from tvm_compress.errors import OptionError
 from tvm_compress.passes.base import Pass
 from tvm_compress.passes.canonicalize import Canonicalize
-from tvm_compress.passes.prune import check_weight, option_by_layer
+from tvm_compress.passes.prune import check_sparsity, check_weight, option_by_layer
 from tvm_compress.passes.remove_channels import RemoveChannels, without_classes
 
 __all__ = ["PruneChannels"]
@@ -66,11 +66,7 @@ class PruneChannels(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for value in (self.sparsity, *self.layers.values()):
-            if not 0.0 <= value <= 1.0:
-                raise OptionError(
-                    f"prune-channels: the sparsity is {value}; expected a number from 0 to 1."
-                )
+        check_sparsity(self.name, self.sparsity, *self.layers.values())
         if self.norm not in ("l1", "l2"):
             raise OptionError(f"prune-channels: the norm is {self.norm}; expected l1 or l2.")
         if self.scope not in ("layer", "global"):

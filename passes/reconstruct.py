@@ -31,15 +31,15 @@ from tvm_compress import clustering, edge, ir
 from tvm_compress import reconstruction as solve
 from tvm_compress.errors import OptionError, PassError
 from tvm_compress.ops import codebook
-from tvm_compress.passes.base import Pass
+from tvm_compress.passes.base import InputsPass
 from tvm_compress.passes.canonicalize import Canonicalize
-from tvm_compress.passes.prune import check_weight, option_by_layer
+from tvm_compress.passes.prune import check_sparsity, check_weight, option_by_layer
 
-__all__ = ["Calibrated", "Reconstruct"]
+__all__ = ["Reconstruct"]
 
 
 @dataclass(frozen=True)
-class Reconstruct(Pass):
+class Reconstruct(InputsPass):
     """One-shot pruning and sharing that keeps each layer's outputs on given inputs.
 
     The options are the fields; the inputs are no option: ``Reconstruct(...).on(inputs)`` is the
@@ -63,6 +63,7 @@ class Reconstruct(Pass):
     """
 
     name: ClassVar[str] = "reconstruct"
+    needs_inputs: ClassVar[bool] = True
 
     sparsity: float = 0.5
     bits: int = 4
@@ -73,11 +74,7 @@ class Reconstruct(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for value in (self.sparsity, *self.layers.values()):
-            if not 0.0 <= value <= 1.0:
-                raise OptionError(
-                    f"reconstruct: the sparsity is {value}; expected a number from 0 to 1."
-                )
+        check_sparsity(self.name, self.sparsity, *self.layers.values())
         if not 0.0 <= self.small <= 1.0:
             raise OptionError(f"reconstruct: small is {self.small}; expected a number from 0 to 1.")
         for bits in (self.bits, *self.layer_bits.values()):
@@ -92,77 +89,41 @@ class Reconstruct(Pass):
                 "0.1."
             )
 
-    def on(self, inputs: Any) -> Calibrated:
-        """Give the pass that runs on a network with these inputs.
-
-        Args:
-            inputs: N samples: an array (N, ...) or arrays by input name. A few hundred do.
-        """
-        return Calibrated(self, inputs)
-
-    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
-        """Refuse: without inputs there is nothing to reconstruct.
-
-        Raises:
-            PassError: always.
-        """
-        raise PassError(
-            "reconstruct: there are no inputs; expected some hundred samples without labels: give "
-            "compress() calibrate=x, or apply Reconstruct(...).on(x). Without any, use prune and "
-            "share-weights."
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Calibrated(Pass):
-    """A :class:`Reconstruct` with its inputs; two are equal only if they are the same object."""
-
-    name: ClassVar[str] = "reconstruct"
-
-    options: Reconstruct
-    inputs: Any
-
-    # Not those of Pass, which would compare no field at all.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
+    def rewritten(self, mod: tvm.IRModule, inputs: Any) -> tvm.IRModule:
         """Give the module with pruned and shared weights.
 
         Raises:
-            DataError: inputs of a wrong name, shape or dtype.
-            UnsupportedError: an operator without a numpy meaning.
+            PassError: there are no inputs, so there is nothing to reconstruct.
         """
-        o = self.options
+        if inputs is None:
+            raise PassError(
+                "reconstruct: there are no inputs; expected some hundred samples without labels: "
+                "give compress() calibrate=x, or apply Reconstruct(...).on(x). Without any, use "
+                "prune and share-weights."
+            )
         mod = Canonicalize().apply(mod)
         weights = ir.weights(mod)
-        sparsity = option_by_layer(self.name, weights, o.layers)
-        bits = option_by_layer(self.name, weights, o.layer_bits)
+        sparsity = option_by_layer(self.name, weights, self.layers)
+        bits = option_by_layer(self.name, weights, self.layer_bits)
         for weight in weights.values():
-            value = check_weight(self.name, weight)
-            if value.dtype != np.float32:
-                raise PassError(
-                    f"reconstruct: the weight {weight.name} is {value.dtype}; expected float32: "
-                    "convert the network before it is compressed."
-                )
+            check_weight(self.name, weight, float32=True)
         new: dict[str, tvm.ir.Expr] = {}
         named = ir.parameters(mod)
         total = sum(weight.parameter.value.size for weight in weights.values())
 
         def change(layer: solve.LayerInputs) -> dict[str, NDArray[Any]]:
             name, values = layer.name, {}
-            few = layer.rows.size < o.small * total
-            share = sparsity.get(name, 0.0 if few else o.sparsity)
-            width = bits.get(name, min(o.bits + 2, 8) if few and o.bits else o.bits)
-            new[name], rows = _compress(layer, share, width, o.damping)
+            few = layer.rows.size < self.small * total
+            share = sparsity.get(name, 0.0 if few else self.sparsity)
+            width = bits.get(name, min(self.bits + 2, 8) if few and self.bits else self.bits)
+            new[name], rows = _compress(layer, share, width, self.damping)
             values[name] = layer.dense(rows)
             if layer.bias is not None:
-                bias = named[layer.bias].value
-                moved = (bias + layer.bias_change(rows).reshape(bias.shape)).astype(bias.dtype)
+                moved = layer.moved_bias(named[layer.bias].value, rows)
                 new[layer.bias], values[layer.bias] = edge.constant(moved), moved
             return values
 
-        solve.layer_inputs(mod, self.inputs, change)
+        solve.layer_inputs(mod, inputs, change)
         return ir.replace_parameters(mod, new)
 
 

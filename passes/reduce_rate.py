@@ -31,11 +31,11 @@ from tvm_compress import rate_distortion as rate
 from tvm_compress import reconstruction as solve
 from tvm_compress.errors import OptionError, PassError
 from tvm_compress.ops import codebook, codebook_numpy, flat_codes
-from tvm_compress.passes.base import Pass
+from tvm_compress.passes.base import InputsPass
 from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.passes.prune import check_weight, option_by_layer
 
-__all__ = ["RateOnInputs", "ReduceRate"]
+__all__ = ["ReduceRate"]
 
 _Array = NDArray[Any]
 
@@ -50,12 +50,13 @@ _FITTED = 1 << 18
 
 
 @dataclass(frozen=True)
-class ReduceRate(Pass):
+class ReduceRate(InputsPass):
     """Re-choose the codes of every weight by rate and distortion, and fit its centroids.
 
     The distortion of a layer is the squared error of its outputs over their energy. What its inputs
     look like is measured on samples (``.on(inputs)``; :func:`tvm_compress.compress` gives its
-    ``calibrate=``, or else the inputs of ``train=``), and biases take up what shifts a mean output.
+    ``calibrate=``, or else the inputs of ``train=``; of more than 256 as many are looked at, evenly
+    spaced), and biases take up what shifts a mean output.
     Without samples inputs are taken to be rectified noise
     (:func:`tvm_compress.reconstruction.assumed_inputs`), and each output channel of a layer counts
     the same, as where a normalisation was folded into its weights.
@@ -70,7 +71,7 @@ class ReduceRate(Pass):
             dense weight; above 0.
         damping: added to the diagonal of a layer's measured Gram matrix, as a share of its mean,
             above 0; more of it trusts the samples less. Not used without samples.
-        keep_zeros: whether code 0 stays; False lets pruned weights come back.
+        keep_zeros: whether weights that are zero stay zero; False lets them come back.
         layers: ``lam`` by pattern of the weight's name; the first pattern that fits counts; 0
             leaves the weight as it is.
 
@@ -80,6 +81,7 @@ class ReduceRate(Pass):
     """
 
     name: ClassVar[str] = "reduce-rate"
+    needs_inputs: ClassVar[bool] = False
 
     lam: float = 0.005
     damping: float = 0.05
@@ -104,19 +106,6 @@ class ReduceRate(Pass):
                 "0.05."
             )
 
-    def on(self, inputs: Any) -> RateOnInputs:
-        """Give the pass that measures layers on these inputs.
-
-        Args:
-            inputs: N samples: an array (N, ...) or arrays by input name. Of more than 256 as many
-                are taken, evenly spaced.
-        """
-        return RateOnInputs(self, inputs)
-
-    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
-        """Give the module with weights of a lower rate, without looking at data."""
-        return self.rewritten(mod, None)
-
     def rewritten(self, mod: tvm.IRModule, inputs: Any) -> tvm.IRModule:
         """Give the module with weights of a lower rate; ``inputs`` may be None."""
         mod = Canonicalize().apply(mod)
@@ -138,9 +127,8 @@ class ReduceRate(Pass):
             new[name] = codebook(edge.constant(codes), edge.constant(table))
             values = {name: codebook_numpy(codes, table)}
             if layer.bias is not None:
-                bias = named[layer.bias].value
-                change_of = layer.bias_change(layer.as_rows(values[name]).astype(np.float64))
-                values[layer.bias] = (bias + change_of.reshape(bias.shape)).astype(bias.dtype)
+                rows = layer.as_rows(values[name]).astype(np.float64)
+                values[layer.bias] = layer.moved_bias(named[layer.bias].value, rows)
                 new[layer.bias] = edge.constant(values[layer.bias])
             return values
 
@@ -202,29 +190,6 @@ class ReduceRate(Pass):
         return np.ascontiguousarray(laid), table.astype(dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class RateOnInputs(Pass):
-    """A :class:`ReduceRate` with its inputs; two are equal only if they are the same object."""
-
-    name: ClassVar[str] = "reduce-rate"
-
-    options: ReduceRate
-    inputs: Any
-
-    # Not those of Pass, which would compare no field at all.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
-        """Give the module with weights of a lower rate.
-
-        Raises:
-            DataError: inputs of a wrong name, shape or dtype.
-            UnsupportedError: an operator without a numpy meaning.
-        """
-        return self.options.rewritten(mod, self.inputs)
-
-
 def round_centroids(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Round to 8 significant bits, which moves a value by 2**-9 of it and saves half of its bytes.
 
@@ -237,12 +202,7 @@ def round_centroids(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _check(weight: ir.Weight) -> None:
     if not weight.parameter.shared:
-        value = check_weight(ReduceRate.name, weight)
-        if value.dtype != np.float32:
-            raise PassError(
-                f"reduce-rate: the weight {weight.name} is {value.dtype}; expected float32: "
-                "convert the network before it is compressed."
-            )
+        check_weight(ReduceRate.name, weight, float32=True)
     elif not np.isfinite(weight.parameter.value).all():
         raise PassError(
             f"reduce-rate: the weight {weight.name} has centroids that are no finite numbers; "

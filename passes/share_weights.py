@@ -27,7 +27,7 @@ import tvm
 from numpy.typing import NDArray
 
 from tvm_compress import clustering, edge, ir
-from tvm_compress.errors import OptionError, PassError
+from tvm_compress.errors import OptionError
 from tvm_compress.ops import codebook
 from tvm_compress.passes.base import Pass
 from tvm_compress.passes.canonicalize import Canonicalize
@@ -100,14 +100,9 @@ class ShareWeights(Pass):
         own = option_by_rule(self.name, mod, self.layers, self.first, self.last)
         bits = {name: own.get(name, self.bits) for name in weights}
         weights = {name: weight for name, weight in weights.items() if bits[name]}
-        dense = {name: check_weight(self.name, weight) for name, weight in weights.items()}
+        dense = {n: check_weight(self.name, w, float32=True) for n, w in weights.items()}
         shared = {}
         for name, value in dense.items():
-            if value.dtype != np.float32:
-                raise PassError(
-                    f"{self.name}: the weight {name} is {value.dtype}; expected float32: convert "
-                    "the network before it is compressed."
-                )
             codes, centroids = self._share(value, bits[name], weights[name].output_axis)
             shared[name] = codebook(edge.constant(codes), edge.constant(centroids))
         return ir.replace_parameters(mod, shared)

@@ -24,7 +24,7 @@ import tvm_compress
 from tvm_compress import ir
 from tvm_compress.errors import DataError, ModelFormatError, OptionError
 from tvm_compress.files import check_output, write_whole
-from tvm_compress.passes import Reconstruct, ReduceRate
+from tvm_compress.passes import InputsPass
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.tensors import check_samples, input_specs
 from tvm_compress.training.augmentation import (
@@ -208,7 +208,7 @@ class _Data:
 
     def of(self, step: Step) -> tuple[Inputs | None, ...]:
         """Give the arrays that a step reads, for the name of its checkpoint."""
-        if isinstance(step, Reconstruct | ReduceRate):
+        if isinstance(step, InputsPass):
             return (self.calibrate,)
         return self.train if isinstance(step, Finetune) and self.train is not None else ()
 
@@ -229,10 +229,8 @@ def _apply(
     checkpoint: Path | None,
     progress: bool,
 ) -> tvm.IRModule:
-    if isinstance(step, Reconstruct):
-        return step.on(data.calibrate).apply(mod)
-    if isinstance(step, ReduceRate) and data.calibrate is not None:
-        return step.on(data.calibrate).apply(mod)
+    if isinstance(step, InputsPass):
+        return step.rewritten(mod, data.calibrate)
     if not isinstance(step, Finetune):
         # Not step(mod): on the way through TVM's pass runner Ctrl-C would become a RuntimeError.
         return step.apply(mod)

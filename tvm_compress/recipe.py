@@ -37,7 +37,7 @@ from pydantic import (
 )
 
 from tvm_compress.errors import OptionError
-from tvm_compress.passes import PASSES, Pass, Reconstruct, ReduceRate
+from tvm_compress.passes import PASSES, InputsPass, Pass
 
 __all__ = ["STEPS", "Finetune", "Recipe", "Step"]
 
@@ -210,12 +210,12 @@ class Recipe(BaseModel):
     @property
     def needs_inputs(self) -> bool:
         """Whether a step cannot do without inputs; they need no labels."""
-        return any(isinstance(step, Reconstruct) for step in self.steps)
+        return any(isinstance(step, InputsPass) and step.needs_inputs for step in self.steps)
 
     @property
     def takes_inputs(self) -> bool:
         """Whether a step looks at inputs without labels where they are given."""
-        return any(isinstance(step, Reconstruct | ReduceRate) for step in self.steps)
+        return any(isinstance(step, InputsPass) for step in self.steps)
 
     @classmethod
     def from_toml(cls, source: str | PathLike[str]) -> Recipe:

@@ -270,6 +270,10 @@ class LayerInputs:
             np.einsum("grc,gc->gr", self.rows, old) - np.einsum("grc,gc->gr", rows, new)
         ).ravel()
 
+    def moved_bias(self, bias: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+        """Give the bias that takes up the shift of other rows, of its shape and dtype."""
+        return (bias + self.bias_change(rows).reshape(bias.shape)).astype(bias.dtype)
+
 
 class _Stream:
     """Evaluates a module binding by binding for all samples at once."""
