@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from tvm_compress.errors import OptionError
 from tvm_compress.passes import (
@@ -195,17 +196,12 @@ def gradual_pruning(
     """
     curve = _curve(schedule, initial)
 
-    def prune(part: float) -> Prune:
-        layers = {k: curve(part, v) for k, v in (layer_sparsity or {}).items()}
-        ends = [None if v is None else curve(part, v) for v in (first, last)]
-        return Prune(curve(part, sparsity), scope, layers, *ends)
+    def prune(number: int, part: float) -> Prune:
+        wanted = _wanted(curve, part, sparsity, layer_sparsity, first, last)
+        return Prune(scope=scope, **wanted)
 
-    def finetune(number: int, epochs: int) -> Finetune:
-        return Finetune(
-            epochs, lr, batch_size, optimizer, loss, seed + number, weight_decay, lr_schedule
-        )
-
-    return _in_turns("gradual_pruning", steps, prune, finetune, epochs, last_epochs)
+    tune = Finetune(epochs, lr, batch_size, optimizer, loss, seed, weight_decay, lr_schedule)
+    return _in_turns("gradual_pruning", steps, prune, tune, last_epochs)
 
 
 def drop_pruning(
@@ -266,23 +262,20 @@ def drop_pruning(
     0.9 1.0 0.0
     """
     curve = _curve(schedule, initial)
-    count = iter(range(steps))
 
-    def prune(part: float) -> DropPrune:
-        layers = {k: curve(part, v) for k, v in (layer_sparsity or {}).items()}
-        ends = [None if v is None else curve(part, v) for v in (first, last)]
+    def prune(number: int, part: float) -> DropPrune:
+        wanted = _wanted(curve, part, sparsity, layer_sparsity, first, last)
         p, q = drop + (1 - drop) * part, restore * (1 - part)
-        return DropPrune(curve(part, sparsity), p, q, seed + next(count), layers, *ends)
+        return DropPrune(drop=p, restore=q, seed=seed + number, **wanted)
 
-    def finetune(number: int, epochs: int) -> Finetune:
-        return Finetune(
-            epochs, lr, batch_size, optimizer, loss, seed + number, weight_decay, lr_schedule
-        )
-
-    return _in_turns("drop_pruning", steps, prune, finetune, epochs, last_epochs)
+    tune = Finetune(epochs, lr, batch_size, optimizer, loss, seed, weight_decay, lr_schedule)
+    return _in_turns("drop_pruning", steps, prune, tune, last_epochs)
 
 
-def _curve(schedule: str, initial: float) -> Callable[[float, float], float]:
+_Curve = Callable[[float, float], float]
+
+
+def _curve(schedule: str, initial: float) -> _Curve:
     curves = {"cubic": cubic_sparsity, "geometric": geometric_sparsity}
     if schedule not in curves:
         raise OptionError(f"The schedule is {schedule}; expected {' or '.join(curves)}.")
@@ -299,18 +292,40 @@ def _curve(schedule: str, initial: float) -> Callable[[float, float], float]:
     return sparsity
 
 
+def _wanted(
+    curve: _Curve,
+    part: float,
+    sparsity: float,
+    layers: Mapping[str, float] | None,
+    first: float | None,
+    last: float | None,
+) -> dict[str, Any]:
+    """Give the options of a pruning when a part (0..1) is done, from those of the last one."""
+
+    def now(final: float | None) -> Any:
+        return None if final is None else curve(part, final)
+
+    return {
+        "sparsity": now(sparsity),
+        "layers": {pattern: now(final) for pattern, final in (layers or {}).items()},
+        "first": now(first),
+        "last": now(last),
+    }
+
+
 def _in_turns(
     name: str,
     steps: int,
-    prune: Callable[[float], Step],
-    finetune: Callable[[int, int], Finetune],
-    epochs: int,
+    prune: Callable[[int, float], Step],
+    tune: Finetune,
     last_epochs: int | None,
 ) -> Recipe:
+    """Give turns of ``prune(number from 0 on, part done)`` and fine-tuning, a seed for each."""
     if steps < 1:
         raise OptionError(f"{name}: there are {steps} steps; expected a whole number from 1 on.")
     made: list[Step] = []
-    for number in range(1, steps + 1):
-        its_epochs = epochs if number < steps or last_epochs is None else last_epochs
-        made += [prune(number / steps), finetune(number - 1, its_epochs)]
+    for number in range(steps):
+        epochs = tune.epochs if number < steps - 1 or last_epochs is None else last_epochs
+        tuned = replace(tune, epochs=epochs, seed=tune.seed + number)
+        made += [prune(number, (number + 1) / steps), tuned]
     return Recipe(made)
