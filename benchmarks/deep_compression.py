@@ -40,12 +40,12 @@ class Setting:
     sparsity: float
     steps: int
     last: tuple[int, float]
-    lam: float
-    shared: tuple[int, float]
-    bias_bits: int
     paper: tuple[float, int]
     factors: tuple[float, float, float]
     limits: tuple[float, int]
+    lam: float = 3e-4
+    shared: tuple[int, float] = (2, 3e-4)
+    bias_bits: int = 8
 
 
 SETTINGS = {
@@ -53,9 +53,6 @@ SETTINGS = {
         sparsity=0.97,
         steps=10,
         last=(6, 1e-3),
-        lam=3e-4,
-        shared=(2, 3e-4),
-        bias_bits=8,
         paper=(1.58, 27_000),
         factors=(12, 32, 40),
         limits=(1.64, 13_000),
@@ -64,9 +61,6 @@ SETTINGS = {
         sparsity=0.976,
         steps=6,
         last=(5, 1e-3),
-        lam=3e-4,
-        shared=(2, 3e-4),
-        bias_bits=8,
         paper=(0.74, 44_000),
         factors=(12, 33, 39),
         limits=(0.80, 15_000),

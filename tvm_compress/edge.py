@@ -34,6 +34,7 @@ __all__ = [
     "straight_line",
     "substitute",
     "tensor_type",
+    "type_info",
     "var_name",
 ]
 
@@ -127,6 +128,11 @@ def constant_value(expr: Any) -> NDArray[Any]:
         return np.asarray(expr.value.numpy())
     view.flags.writeable = False
     return view
+
+
+def type_info(value: Any) -> Any:
+    """Give what TVM says of an object's type: its ``type_key`` and its ``fields`` with names."""
+    return type(value).__tvm_ffi_type_info__
 
 
 def var_name(var: Any) -> str:

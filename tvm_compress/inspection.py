@@ -83,8 +83,8 @@ class Inspection:
         outputs: of the network.
         operators: number of calls by operator.
         parameters: in the order of the network.
-        file: the header of the ``.tcz`` file, given or as it would be written, or None where no
-            file can hold the network.
+        file: the header of the ``.tcz`` file, given or as it would be written, or None where
+            nothing was coded or no file can hold the network.
         no_file: why there is no file, else "".
     """
 
@@ -121,19 +121,21 @@ class Inspection:
         return {**asdict(self), "totals": self.totals}
 
 
-def inspect(mod: tvm.IRModule, *, profile: str = "flash") -> Inspection:
+def inspect(mod: tvm.IRModule, *, profile: str | None = "flash") -> Inspection:
     """Read a canonical module, and code it to see how large it is.
 
     Args:
         mod: a canonical module.
         profile: of the ``.tcz`` file: ``flash``, or ``archive``, which is smaller and takes about
-            a minute for each few million weights.
+            a minute for each few million weights; None codes nothing.
 
     Raises:
         OptionError: an unknown profile.
         PassError: the module is not one straight-line function main.
         UnsupportedError: an input or output has a dynamic shape.
     """
+    if profile is None:
+        return _inspection(mod, {}, None)
     codec.check_profile(profile)
     try:
         data = codec.pack(mod, profile)

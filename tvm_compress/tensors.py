@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TensorSpec",
+    "check_classes",
     "check_inputs",
     "check_samples",
     "input_specs",
@@ -87,6 +88,20 @@ def output_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:
     from tvm_compress import edge, ir
 
     return _specs(edge.outputs_of(ir.main_function(mod))[0])
+
+
+def check_classes(what: str, labels: NDArray[Any], classes: int) -> None:
+    """Check that labels, at least one, are classes of a network.
+
+    Raises:
+        DataError: one is below 0 or not below ``classes``; ``what`` is how it calls the data.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"The labels of the {what} go from {low} to {high}; expected 0 to {classes - 1}, for "
+            f"the network has {classes} classes."
+        )
 
 
 def check_inputs(

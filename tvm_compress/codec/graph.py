@@ -157,7 +157,7 @@ class _Writer:
             self.out.append(0)
             return
         outer, self.out = self.out, bytearray()
-        info = type(attrs).__tvm_ffi_type_info__
+        info = edge.type_info(attrs)
         if info.type_key not in ATTRIBUTES:
             raise UnsupportedError(
                 f"The module holds {info.type_key}, which a .tcz file cannot; save it as .json."
@@ -441,7 +441,7 @@ class _Reader(Cursor):
             args = [self.expression() for _ in range(self.count())]
             operator = tvm.ir.Op.get(OPERATORS[number])
             attributes = self.attributes()
-            kind = "" if attributes is None else type(attributes).__tvm_ffi_type_info__.type_key
+            kind = "" if attributes is None else edge.type_info(attributes).type_key
             # TVM reads attributes of the type that it expects without looking at the one they have.
             if operator.attrs_type_key and kind != operator.attrs_type_key:
                 raise Damaged(f"{operator.name} has attributes of the type {kind or 'none'}")

@@ -25,7 +25,7 @@ from tvm_compress.passes import Prune, ShareWeights
 from tvm_compress.passes.prune import keep_largest
 from tvm_compress.recipe import Recipe
 from tvm_compress.search.budget import Budget
-from tvm_compress.tensors import output_specs
+from tvm_compress.tensors import check_classes, output_specs
 
 __all__ = [
     "Task",
@@ -199,12 +199,7 @@ def check_labels(mod: tvm.IRModule, validate: Any) -> tuple[Inputs, NDArray[Any]
             f"The labels of the validation data have the shape {labels.shape}; expected "
             f"{(count, *places)}: one for each of the {count} samples."
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"The labels of the validation data go from {low} to {high}; expected 0 to "
-            f"{classes - 1}, for the network has {classes} classes."
-        )
+    check_classes("validation data", labels, classes)
     return x, labels
 
 

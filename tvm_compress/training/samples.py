@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tvm_compress.errors import DataError
-from tvm_compress.tensors import TensorSpec
+from tvm_compress.tensors import TensorSpec, check_classes
 
 __all__ = ["Samples", "check_labels", "check_samples", "check_targets"]
 
@@ -188,12 +188,7 @@ def check_labels(what: str, samples: Samples, output: tuple[int, ...]) -> Sample
             f"The labels of the {what} have the shape {y.shape}; expected "
             f"{_expected((1, *places))} for N samples: the class of each, not one column a class."
         )
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"The labels of the {what} go from {low} to {high}; expected 0 to {classes - 1}, for "
-            f"the network has {classes} classes."
-        )
+    check_classes(what, y, classes)
     return replace(samples, targets={"": y.astype(np.int64)})
 
 
