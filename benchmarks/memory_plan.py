@@ -1,12 +1,13 @@
 """How near is the arena to the live-set bound, below which no plan can go?
 
-The bound is the largest sum of the tensors that are alive together; scratch memory that a kernel
-asks for is in the arena but not in the bound.
+The bound is the largest sum of the tensors that are alive together, those that share their bytes
+counted once; scratch memory that a kernel asks for is in the arena but not in the bound.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -15,7 +16,7 @@ from benchmarks.common import Figure, Report, finish, markdown_table, option_par
 from benchmarks.networks import NETWORKS
 from tvm_compress.passes import Prune, ShareWeights
 from tvm_compress.targets.mcu.lower import lower
-from tvm_compress.targets.mcu.memory import Lifetime, live_set_bound
+from tvm_compress.targets.mcu.memory import live_bytes
 from tvm_compress.targets.mcu.program import ARENA_ALIGNMENT, Program, make_program
 
 LIMIT = 1.10
@@ -23,14 +24,14 @@ LIMIT = 1.10
 
 def tensor_bound(program: Program) -> int:
     """Give the live-set bound of a program's tensors in bytes, without kernels' scratch."""
-    spans: dict[str, tuple[int, int, int]] = {}
-    for index, step in enumerate(program.steps):
-        for storage in (*step.inputs, *step.outputs):
-            if storage.place == "arena":
-                first = spans.get(storage.name, (storage.size_bytes, index, index))[1]
-                spans[storage.name] = (storage.size_bytes, first, index)
-    lifetimes = [Lifetime(name, *span) for name, span in spans.items()]
-    return live_set_bound(lifetimes, ARENA_ALIGNMENT)
+    assert program.plan is not None
+    scratch = {space.name for step in program.steps for space in step.workspaces}
+    lifetimes = [
+        replace(life, size_bytes=-(-life.size_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT)
+        for life in program.lifetimes
+        if life.name not in scratch
+    ]
+    return max(live_bytes(lifetimes, program.plan.over, len(program.steps)), default=0)
 
 
 def main() -> int:

@@ -39,12 +39,15 @@ __all__ = ["BlockPrune", "keep_blocks"]
 class BlockPrune(Pass):
     """Keep the blocks of largest L2 norm of every weight.
 
-    A block is ``block`` inputs of one output channel that follow each other, in the order of
+    A block is ``block`` inputs of ``outputs`` channels that follow each other, in the order of
     :class:`tvm_compress.passes.BankPrune`; the last block of a channel may be shorter.
 
     Args:
         sparsity: share of the blocks that are zero afterwards, 0..1.
         block: inputs of a block, 1 or more.
+        outputs: output channels of a block, neighbours, 1 or more. The kernels of microcontrollers
+            with the DSP extension skip blocks of 4 inputs of 2 outputs, and of 4 in a product with
+            one vector.
         layers: sparsity by pattern of the weight's name; the first pattern that fits counts.
         first: sparsity of the weights that meet an input of the network first; 0 keeps them dense.
         last: the same for the weights whose results reach an output through no other weight.
@@ -58,6 +61,7 @@ class BlockPrune(Pass):
 
     sparsity: float = 0.75
     block: int = 4
+    outputs: int = 1
     layers: Mapping[str, float] = field(default_factory=dict)
     first: float | None = None
     last: float | None = None
@@ -65,10 +69,11 @@ class BlockPrune(Pass):
     def __post_init__(self) -> None:
         """Check the options."""
         check_sparsity(self.name, self.sparsity, *self.layers.values(), self.first, self.last)
-        if self.block < 1:
-            raise OptionError(
-                f"block-prune: a block has {self.block} inputs; expected a whole number from 1 on."
-            )
+        for what, size in (("inputs", self.block), ("outputs", self.outputs)):
+            if size < 1:
+                raise OptionError(
+                    f"block-prune: a block has {size} {what}; expected a whole number from 1 on."
+                )
 
     def apply(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Give the module with pruned weights."""
@@ -77,20 +82,21 @@ class BlockPrune(Pass):
         new = {}
         for name, weight in ir.weights(mod).items():
             value = check_weight(self.name, weight)
-            rows = keep_blocks(
-                to_rows(value, weight.output_axis), sparsity.get(name, self.sparsity), self.block
-            )
+            share = sparsity.get(name, self.sparsity)
+            rows = to_rows(value, weight.output_axis)
+            rows = keep_blocks(rows, share, self.block, self.outputs)
             new[name] = edge.constant(from_rows(rows, value.shape, weight.output_axis))
         return ir.replace_parameters(mod, new)
 
 
-def keep_blocks(rows: NDArray[Any], sparsity: float, block: int) -> NDArray[Any]:
+def keep_blocks(rows: NDArray[Any], sparsity: float, block: int, height: int = 1) -> NDArray[Any]:
     """Set exactly ``round(sparsity * blocks)`` blocks to zero, those of the smallest L2 norm.
 
     Args:
         rows: floats (outputs, inputs).
         sparsity: share of the blocks, 0..1.
         block: elements of a block; the last one of a row may be shorter.
+        height: rows of a block; the last one of a column may be lower.
 
     >>> keep_blocks(np.array([[1.0, 1, 0, 2], [3, 0, 0, 1]]), 0.5, 2)
     array([[0., 0., 0., 2.],
@@ -98,9 +104,10 @@ def keep_blocks(rows: NDArray[Any], sparsity: float, block: int) -> NDArray[Any]
     """
     outputs, inputs = rows.shape
     # float64: a norm must not overflow, or two blocks become equal.
-    padded = np.pad(rows.astype(np.float64), [(0, 0), (0, -inputs % block)])
-    norms = np.sqrt(np.square(padded).reshape(outputs, -1, block).sum(axis=2))
+    padded = np.pad(rows.astype(np.float64), [(0, -outputs % height), (0, -inputs % block)])
+    squares = np.square(padded).reshape(-(-outputs // height), height, -1, block)
+    norms = np.sqrt(squares.sum(axis=(1, 3)))
     # A block of zeros counts as pruned already, whatever its place.
     ranks = keep_largest(norms, sparsity)
-    kept = np.repeat(ranks > 0, block, axis=1)[:, :inputs]
+    kept = np.repeat(np.repeat(ranks > 0, block, axis=1), height, axis=0)[:outputs, :inputs]
     return np.where(kept, rows, 0).astype(rows.dtype)

@@ -34,13 +34,15 @@ from tvm import relax
 from tvm_compress import edge
 from tvm_compress.errors import UnsupportedError
 from tvm_compress.ir import Rewriter, main_function
-from tvm_compress.ops import CODEBOOK, codebook
+from tvm_compress.ops import CODEBOOK, LOOKUP, REQUANTIZE, SOFTMAX, codebook
 from tvm_compress.ops.layout import axes_between, spatial
 from tvm_compress.ops.meaning import MEANING
 from tvm_compress.passes.base import Pass
 
 __all__ = ["Canonicalize"]
 
+# The constants of these stand in the call itself, but for the first argument.
+_WITH_NUMBERS = ("relax.quantize", "relax.dequantize", REQUANTIZE, LOOKUP, SOFTMAX)
 _IMPORTED_NAME = re.compile(r"(lv|gv)\d*$")
 # A folded constant may be this much larger than what it is made of, or this many bytes.
 _FOLD_GROWTH, _FOLD_BYTES = 4, 1 << 16
@@ -91,7 +93,10 @@ class _Canonicalizer(Rewriter):
             return var
         if _IMPORTED_NAME.match(name):
             name = _short_name(value)
-        return super().emit(self._place(value, self._reserve(name)), name)
+        consumer = self._reserve(name)
+        value = self._place(value, consumer)
+        self._name_quantised(value, consumer)
+        return super().emit(value, name)
 
     def result(self, value: Any) -> Any:
         return self._place_one(value, "output", "_constant")
@@ -111,9 +116,12 @@ class _Canonicalizer(Rewriter):
             inner = [self.value(arg) for arg in value.args]
             constants = all(isinstance(arg, edge.Constant) for arg in inner)
             return edge.with_args(value, inner) if constants else value
+        numbers = edge.op_name(value) in _WITH_NUMBERS
         args = []
         for index, arg in enumerate(value.args):
-            if isinstance(arg, tvm.ir.Tuple):
+            if numbers and index and isinstance(self.value(arg), edge.Constant):
+                args.append(self.value(arg))
+            elif isinstance(arg, tvm.ir.Tuple):
                 args.append(self._place(arg, consumer))
             else:
                 args.append(self._place_one(arg, *self._role(value, index, consumer)))
@@ -136,6 +144,13 @@ class _Canonicalizer(Rewriter):
         var = super().emit(value, owner + suffix)
         self._owners[var] = (owner, suffix)
         return var
+
+    def _name_quantised(self, value: Any, consumer: str) -> None:
+        """Name an integer parameter by what its dequantised form is to the operator."""
+        for index, arg in enumerate(value.args if isinstance(value, tvm.ir.Call) else ()):
+            inner = self.value(arg)
+            if edge.op_name(inner) == "relax.dequantize" and inner.args[0] in self._owners:
+                self._owners[inner.args[0]] = self._role(value, index, consumer)
 
     def _role(self, call: Any, index: int, consumer: str) -> tuple[str, str]:
         """Name a nameless constant by what it is to the operator that uses it."""
@@ -192,7 +207,8 @@ class _Canonicalizer(Rewriter):
     def _fold(self, call: Any, name: str) -> Any:
         """Compute a call of constants; a result takes the name of its largest argument."""
         operator = edge.op_name(call)
-        if operator not in MEANING or not call.args:
+        # A dequantised weight keeps its integers: they are what is multiplied in the end.
+        if operator not in MEANING or not call.args or operator == "relax.dequantize":
             return None
         tensors = [a for a in call.args if not isinstance(a, relax.ShapeExpr | tvm.tirx.IntImm)]
         tensors = [a for a in tensors if not isinstance(a, tvm.tirx.FloatImm)]
@@ -348,6 +364,66 @@ def _move_codes(self: _Canonicalizer, call: Any, name: str) -> Any:
     return self.emit(moved, edge.var_name(source)) if isinstance(source, relax.Var) else moved
 
 
+@_rule("reshape", "permute_dims")
+def _move_quantised(self: _Canonicalizer, call: Any, name: str) -> Any:
+    """Move the integers of a dequantised weight, and find the axis of its scales again."""
+    inner = self.value(call.args[0])
+    if edge.op_name(inner) != "relax.dequantize":
+        return None
+    source = self.value(inner.args[0])
+    held = source if edge.op_name(source) != CODEBOOK else source.args[0]
+    array = self.constant(held)
+    numbers = [self.constant(arg) for arg in inner.args[1:]]
+    if array is None or array.ndim == 0 or any(n is None for n in numbers):
+        return None
+    if held is not source and edge.tensor_type(source.args[1]).ndim > 1:
+        return None
+
+    def moved(value: NDArray[Any]) -> NDArray[Any]:
+        if edge.op_name(call) == "relax.reshape":
+            return value.reshape(_shape(call) or ())
+        return np.transpose(value, None if call.attrs.axes is None else list(call.attrs.axes))
+
+    along = [1] * array.ndim
+    along[int(inner.attrs.axis)] = -1
+    spread = []
+    for number in numbers:
+        assert number is not None
+        shaped = number.reshape(along) if number.size > 1 else number.reshape(())
+        spread.append(moved(np.broadcast_to(shaped, array.shape)))
+    axes = {axis for value in spread for axis in _varying_axes(value)}
+    if len(axes) > 1:  # the scales do not lie along one axis any more
+        return None
+    axis = axes.pop() if axes else 0
+    picked = [
+        _along_axis(value, axis if number is not None and number.size > 1 else None)
+        for value, number in zip(spread, numbers, strict=True)
+    ]
+    integers = self.named(moved(array), inner.args[0])
+    if held is not source:
+        shared = codebook(self.value(integers), self.value(source.args[1]))
+        integers = self.emit(shared, edge.var_name(inner.args[0]))
+    scale, zero_point = (edge.constant(np.asarray(value)) for value in picked)
+    return relax.op.dequantize(
+        integers, scale, zero_point, axis=axis, out_dtype=inner.attrs.out_dtype
+    )
+
+
+def _varying_axes(value: NDArray[Any]) -> list[int]:
+    """Give the axes along which an array is not constant."""
+    return [
+        axis
+        for axis, size in enumerate(value.shape)
+        if size > 1 and (np.take(value, [0], axis) != value).any()
+    ]
+
+
+def _along_axis(value: NDArray[Any], axis: int | None) -> NDArray[Any]:
+    """Give the vector along ``axis`` of an array that varies along no other, or its one number."""
+    corner = tuple(slice(None) if a == axis else 0 for a in range(value.ndim))
+    return value[corner] if value.size else value.reshape(())
+
+
 @_rule("permute_dims")
 def _simplify_transpose(self: _Canonicalizer, call: Any, name: str) -> Any:
     shape = _shape(call.args[0])
@@ -422,16 +498,33 @@ def _kernel_layout(self: _Canonicalizer, call: Any, name: str) -> Any:
     """Lay the weight out as OI + spatial, which the packed layouts take as rows."""
     layout, weight = str(call.attrs.kernel_layout), self.constant(call.args[1])
     wanted = "OI" + spatial(len(layout) - 2)
-    if layout == wanted or weight is None:
+    if layout == wanted:
+        return None
+    inner = self.value(call.args[1])
+    if edge.op_name(inner) == "relax.dequantize" and _held(self, inner):
+        moving = relax.op.permute_dims(call.args[1], list(axes_between(layout, wanted)))
+        moved = self.emit(self.rewrite("lv", self._builder.normalize(moving)), "lv")
+        return edge.convolution(call, call.args[0], moved, wanted)
+    if weight is None:
         return None
     moved = np.transpose(weight, axes_between(layout, wanted))
     return edge.convolution(call, call.args[0], self.named(moved, call.args[1]), wanted)
 
 
+def _held(self: _Canonicalizer, dequantize: Any) -> bool:
+    """Whether a dequantize is one of a parameter."""
+    source = self.value(dequantize.args[0])
+    return isinstance(source, edge.Constant) or edge.op_name(source) == CODEBOOK
+
+
 @_rule("add", "multiply")
 def _constant_right(self: _Canonicalizer, call: Any, name: str) -> Any:
     left, right = call.args
-    if self.constant(left) is not None and self.constant(right) is None:
+    inner = self.value(left)
+    held = edge.op_name(inner) == "relax.dequantize" and _held(self, inner)
+    fixed = self.value(right)
+    also = edge.op_name(fixed) == "relax.dequantize" and _held(self, fixed)
+    if (self.constant(left) is not None or held) and self.constant(right) is None and not also:
         return tvm.ir.Call(call.op, [right, left], call.attrs)
     return None
 

@@ -17,6 +17,14 @@ constant value up in the bias. Where a layer pads, a constant that is not zero e
 and stays. Channels go together with those they are tied to: through depthwise convolutions,
 additions, pooling, reshapes and concatenations (see :mod:`tvm_compress.channels`). Outputs change
 by rounding alone.
+
+In the integer form, which ``to-integers`` makes, no byte of any output changes: there a channel is
+constant where the two ends of its range are one number (see :mod:`tvm_compress.integer_ranges`),
+such as the zero point below which a bias holds a whole channel, and a constant goes through padding
+with the same number::
+
+    y1 = tvm_compress.requantize(R.add(c1, b1), m1, s1)    # channel 3 is -128 for every input
+    c2 = R.add(R.nn.conv2d(R.nn.pad(y1, pad_value=-128), w2), b2)
 """
 
 from __future__ import annotations
@@ -33,7 +41,7 @@ from tvm import relax
 from tvm_compress import edge, ir
 from tvm_compress.channels import BINARY, Channels, Reader, conv_axes
 from tvm_compress.errors import OptionError
-from tvm_compress.ops import CODEBOOK, codebook
+from tvm_compress.ops import CODEBOOK, REQUANTIZE, codebook
 from tvm_compress.passes.base import Pass
 from tvm_compress.passes.canonicalize import Canonicalize
 
@@ -44,14 +52,15 @@ __all__ = ["RemoveChannels", "without_classes"]
 class RemoveChannels(Pass):
     """Remove dead, constant and unread channels; outputs stay the same but for rounding.
 
-    Works on dense and on shared weights (codes go, centroids stay). Inputs, outputs and channels
-    that an operator without a rule uses are left as they are.
+    Works on dense and on shared weights (codes go, centroids stay), on floats and, without any
+    rounding, on the integer form. Inputs, outputs and channels that an operator without a rule uses
+    are left as they are, as are those of quantize and dequantize.
 
     Args:
         tolerance: weights of at most this share of their tensor's largest magnitude count as zero
             when a channel is judged. Training with weight decay leaves such remains of dead
             filters; the default lies far under float32's resolution of 6e-8. 0 takes exact zeros
-            alone.
+            alone, as always of integers.
 
     Raises:
         OptionError: a tolerance outside 0..1.
@@ -111,7 +120,10 @@ class _Remover(ir.Rewriter):
         if not moved or not isinstance(bias, edge.Constant):
             return value
         shift = edge.constant_value(self.value(inner.args[1]))
-        total = edge.constant_value(bias).astype(np.float64) + shift
+        held = edge.constant_value(bias).astype(np.float64)
+        total = held + shift
+        if total.size == held.size:  # a bias of (C,) stays one
+            total = total.reshape(held.shape)
         var = self.emit(edge.constant(total.astype(shift.dtype)), self._wanted[value.args[1]])
         return relax.op.add(inner.args[0], var)
 
@@ -131,6 +143,8 @@ class _Remover(ir.Rewriter):
             shape = [int(size) for size in value.args[1].values]
             shape[self._axes[name]] = int(stays.sum())
             return relax.op.reshape(value.args[0], shape)
+        if edge.op_name(value) == REQUANTIZE:
+            return self._requantized(value, stays)
         elementwise = edge.op_name(value) in BINARY
         return self._cut_constants(value, self._axes[name], stays) if elementwise else value
 
@@ -155,10 +169,17 @@ class _Remover(ir.Rewriter):
         if edge.op_name(call) != "relax.matmul":
             rank = _rank(call.args[0])
             along = [-1 if axis == reader.result.axis else 1 for axis in range(rank)]
-        shift = shift.reshape(along).astype(edge.dtype_of(call.args[0]))
+        result = self.emit(result, reader.name)
+        shift = shift.reshape(along).astype(edge.dtype_of(result))
         bias = self.emit(edge.constant(shift), f"{reader.name}_bias")
         self._moved.add(bias)
-        return relax.op.add(self.emit(result, reader.name), bias)
+        return relax.op.add(result, bias)
+
+    def _requantized(self, call: Any, stays: NDArray[np.bool_]) -> Any:
+        """Cut the factors of single channels; they stand in the call."""
+        factors = [edge.constant_value(self.value(arg)) for arg in call.args[1:]]
+        factors = [np.compress(stays, f) if f.size == stays.size else f for f in factors]
+        return edge.with_args(call, [call.args[0], *map(edge.constant, factors)])
 
     def _cut_constants(self, call: Any, axis: int, stays: NDArray[np.bool_]) -> Any:
         """Cut the constants that an elementwise operator combines with the channels."""

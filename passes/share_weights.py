@@ -13,6 +13,9 @@ After ``ShareWeights(bits=4)``::
 After ``ShareWeights(bits=4, groups=2)`` the centroids are of shape (1, 2, 16): the outputs of
 either half have a codebook of their own. Zeros keep code 0, whose centroid is 0.0.
 
+An int8 weight of the QDQ form gets int8 centroids, with the error of each channel counted in its
+own unit; the ``dequantize`` behind it stays.
+
 Source: Deep Compression (arXiv 1510.00149), section 3.
 """
 
@@ -20,13 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from tvm_compress import clustering, edge, ir
+from tvm_compress import clustering, edge, ir, qdq
 from tvm_compress.errors import OptionError
 from tvm_compress.ops import codebook
 from tvm_compress.passes.base import Pass
@@ -57,7 +60,8 @@ class ShareWeights(Pass):
     Raises:
         OptionError: bits or groups outside their range, an unknown method, or a pattern that fits
             no weight.
-        PassError: a weight is shared already, is not float32 or is not finite.
+        PassError: a weight is shared already, is neither float32 nor int8 with the zero point 0, or
+            is not finite.
     """
 
     name: ClassVar[str] = "share-weights"
@@ -100,21 +104,39 @@ class ShareWeights(Pass):
         own = option_by_rule(self.name, mod, self.layers, self.first, self.last)
         bits = {name: own.get(name, self.bits) for name in weights}
         weights = {name: weight for name, weight in weights.items() if bits[name]}
-        dense = {n: check_weight(self.name, w, float32=True) for n, w in weights.items()}
+        integers = qdq.integer_parameters(mod)
+        scales: dict[str, NDArray[np.float64]] = {}
+        for name, weight in weights.items():
+            dense = weight.parameter.dense
+            how = integers.get(name)
+            if dense is not None and dense.dtype == np.int8 and how and not how.zero_point.any():
+                scales[name] = np.broadcast_to(how.scale, dense.shape)
+            else:
+                check_weight(self.name, weight, float32=True)
         shared = {}
-        for name, value in dense.items():
-            codes, centroids = self._share(value, bits[name], weights[name].output_axis)
+        for name, weight in weights.items():
+            value, axis = weight.parameter.value, weight.output_axis
+            codes, centroids = self._share(value, bits[name], axis, scales.get(name))
             shared[name] = codebook(edge.constant(codes), edge.constant(centroids))
         return ir.replace_parameters(mod, shared)
 
     def _share(
-        self, value: NDArray[np.float32], bits: int, axis: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        self, value: NDArray[Any], bits: int, axis: int, scales: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         groups = max(n for n in range(1, self.groups + 1) if value.shape[axis] % n == 0)
-        parts = [
-            clustering.share(np.ascontiguousarray(part), bits, method=self.method, seed=self.seed)
-            for part in np.split(value, groups, axis)
-        ]
+        how: dict[str, Any] = {"method": self.method, "seed": self.seed}
+        parts: list[tuple[NDArray[np.uint8], NDArray[Any]]]
+        if scales is None:
+            parts = [
+                clustering.share(np.ascontiguousarray(part), bits, **how)
+                for part in np.split(value, groups, axis)
+            ]
+        else:
+            split = (np.split(array, groups, axis) for array in (value, scales))
+            parts = [
+                clustering.share_integers(part, scale, bits, **how)
+                for part, scale in zip(*split, strict=True)
+            ]
         if groups == 1:
             return parts[0]
         # Of a part with few values the codebook is short; what is never read repeats the last.

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -15,7 +15,10 @@ from tvm_compress.errors import OptionError
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["Artifact", "Profile", "Size", "Target"]
+__all__ = ["Artifact", "Optimize", "Profile", "Size", "Target"]
+
+# What is to be small, where less of one thing takes more of another.
+Optimize = Literal["speed", "balanced", "size"]
 
 Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
 
@@ -35,6 +38,14 @@ class LayerProfile(Protocol):
     def instructions(self) -> int:
         """Instructions of one inference."""
 
+    @property
+    def model_cycles(self) -> int | None:
+        """Cycles of one inference by a table of the processor's; None where there is none."""
+
+    @property
+    def mix(self) -> Mapping[str, int]:
+        """Instructions of one inference by class of instruction."""
+
 
 class Profile(Protocol):
     """What one inference costs."""
@@ -42,6 +53,10 @@ class Profile(Protocol):
     @property
     def instructions(self) -> int:
         """Instructions of one inference; the sum of its layers."""
+
+    @property
+    def model_cycles(self) -> int | None:
+        """Model cycles of one inference; the sum of its layers. They are not time."""
 
     @property
     def layers(self) -> tuple[LayerProfile, ...]:
@@ -107,11 +122,12 @@ class Artifact(ABC):
         """
 
     def profile(self, inputs: Inputs, *, engine: str | None = None) -> Profile:
-        """Count the instructions of one inference, in total and layer by layer.
+        """Count instructions and model cycles of one inference, in total and layer by layer.
 
         Raises:
             OptionError: the artifact is not built for a board.
             DataError: a name, shape or dtype is wrong, or there is more than one sample.
+            MissingToolError: no emulator is installed, or not the disassembler.
         """
         raise OptionError(f"{self._what} cannot be profiled; build it for a board.")
 
@@ -138,5 +154,6 @@ class Target(ABC):
         board: str | Path | None,
         out_dir: Path | None,
         toolchain: str | None,
+        optimize: Optimize,
     ) -> Artifact:
         """Build ``mod``; see :func:`tvm_compress.build`."""

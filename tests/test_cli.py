@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -18,16 +19,18 @@ from tvm import relax
 from typer.testing import CliRunner
 
 import tvm_compress
-from tvm_compress import codec, doctor, inspection, ir, pipeline
+from tvm_compress import codec, doctor, inspection, ir, pipeline, qdq
 from tvm_compress.cli import app
 from tvm_compress.errors import CompressError, InputError
 from tvm_compress.frontends import load
 from tvm_compress.passes import Prune, Reconstruct, ShareWeights
+from tvm_compress.pipeline import quantize
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.recipes import deep_compression, post_training
 from tvm_compress.targets import reference
+from tvm_compress.tensors import input_specs
 
-COMMANDS = ("compress", "inspect", "export", "build", "run", "doctor")
+COMMANDS = ("compress", "quantize", "inspect", "export", "build", "run", "doctor")
 
 
 @dataclass(frozen=True)
@@ -428,8 +431,8 @@ def test_samples_without_labels_mean_one_shot_reconstruction(tiny: Path, tmp_pat
     toml.write_text(Recipe([Reconstruct()]).to_toml())
     done("compress", tiny, "-o", by_options, "--recipe", toml, "--calibrate", array)
     assert mistake("compress", tiny, "-o", by_file, "--recipe", toml) == (
-        "The recipe reconstructs, and no samples were given; expected --calibrate samples.npy with "
-        "some hundred inputs."
+        "A step of the recipe needs samples, and none were given; expected --calibrate samples.npy "
+        "with some hundred inputs."
     )
 
 
@@ -774,6 +777,69 @@ def test_inspect_prints_histograms(small: Path, network: tvm.IRModule) -> None:
     )
 
 
+def test_inspect_draws_the_memory_plan(small: Path) -> None:
+    found = inspection.memory(load(small))
+    out = done("inspect", small, "--memory")
+    assert (
+        f"arena {found.arena_bytes:,} bytes (most live at once {found.bound_bytes:,}), beside it "
+        "inputs 256 and outputs 40"
+    ) in out.splitlines()
+    steps, tensors = re.split(r"^Arena +$", out.partition("arena, 0 to")[2], flags=re.M)
+    rows = cells(steps)
+    assert len(rows) == len(found.steps)
+    most = max(step.live_bytes for step in found.steps)
+    letters = {}
+    drawn = cells(tensors)
+    for one, row in zip(
+        sorted(found.tensors, key=lambda t: (t.offset, t.first)), drawn, strict=True
+    ):
+        letters[one.name] = row[0]
+        assert row[1:] == [
+            *(one.name, f"{one.offset:,}", f"{one.offset + one.size_bytes:,}"),
+            *(f"{one.size_bytes:,}", f"{one.first} to {one.last}", one.over or ""),
+        ]
+    assert len(set(letters.values())) == len(found.tensors)
+    for i, (step, row) in enumerate(zip(found.steps, rows, strict=True)):
+        assert row[:4] == [str(i), step.name, step.kind, f"{step.live_bytes:,}"]
+        assert len(row[4]) == int(np.ceil(20 * step.live_bytes / most))
+        assert len(row[5]) == 48
+        # Each letter as wide as its tensor, to a column at either end.
+        for one in found.tensors:
+            if one.first <= i <= one.last and one.over is None:
+                share = 48 * one.size_bytes / found.arena_bytes
+                assert abs(row[5].count(letters[one.name]) - share) < 2
+        live = {letters[t.name] for t in found.tensors if t.first <= i <= t.last}
+        assert set(row[5]) <= {*live, "."}
+    document = json.loads(done("inspect", small, "--memory", "--json"))
+    assert document["memory"] == json.loads(json.dumps(asdict(found)))
+    assert "memory" not in json.loads(done("inspect", small, "--json"))
+
+
+def test_the_memory_plan_of_a_network_without_steps(tmp_path: Path) -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(relax.op.reshape(x, (3, 2)))
+        builder.emit_func_output(out)
+    path = tmp_path / "moved.json"
+    pipeline.save(load(builder.get()), path)
+    out = done("inspect", path, "--memory")
+    assert "arena 0 bytes (most live at once 0), beside it inputs 24 and outputs 24" in out
+
+
+def test_a_board_is_for_the_memory_plan(small: Path) -> None:
+    assert mistake("inspect", small, "--board", "cortex-m4") == (
+        "The board cortex-m4 was given without --memory; expected both, for the plan alone "
+        "depends on a board. Add --memory or leave the board out."
+    )
+    document = json.loads(done("inspect", small, "--memory", "--board", "cortex-m4", "--json"))
+    assert document["memory"]["arena_bytes"] == inspection.memory(load(small)).arena_bytes
+    assert "The board 'cortex-m99' is not known" in mistake(
+        "inspect", small, "--memory", "--board", "cortex-m99"
+    )
+
+
 def test_histograms_of_several_codebooks(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "groups.json"
     network = load(tiny)
@@ -992,10 +1058,22 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
     def profile(inputs: Any, engine: str | None) -> Any:
         calls[-1].setdefault("engines", set()).add(engine)
         layers = [
-            SimpleNamespace(name="conv1", kind="conv2d", instructions=np.int64(9000)),
-            SimpleNamespace(name="fc1", kind="matmul", instructions=np.int64(1000)),
+            SimpleNamespace(
+                name="conv1",
+                kind="conv2d",
+                instructions=np.int64(9000),
+                model_cycles=12000,
+                mix={"load": 3000, "multiply": 6000},
+            ),
+            SimpleNamespace(
+                name="fc1",
+                kind="matmul",
+                instructions=np.int64(1000),
+                model_cycles=3000,
+                mix={"load": 1000},
+            ),
         ]
-        return SimpleNamespace(instructions=np.int64(10000), layers=layers)
+        return SimpleNamespace(instructions=np.int64(10000), model_cycles=15000, layers=layers)
 
     def build(mod: tvm.IRModule, target: str, **options: Any) -> Any:
         calls.append({"target": target, **options})
@@ -1018,6 +1096,7 @@ def test_build_passes_its_options_on(
     small: Path, builds: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     options = ["--target", "c", "--board", "cortex-m4", "--name", "kws", "--toolchain", "gnu"]
+    options += ["--fallback", "float"]
     out = done("build", small, *options, "-o", tmp_path / "kws_c")
     folder = tmp_path / "kws_c"
     (given,) = builds
@@ -1027,6 +1106,7 @@ def test_build_passes_its_options_on(
         "name": "kws",
         "out_dir": folder,
         "toolchain": "gnu",
+        "fallback": "float",
     }
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     for row in ("flash code 3,000", "flash total 4,321", "ram stack 234", "ram total 1,234"):
@@ -1059,18 +1139,35 @@ def test_run_on_a_board_with_a_profile(
     assert document["outputs"]["logits"]["values"] == [list(range(10))]
     assert document["profile"] == {
         "instructions": 10000,
+        "model_cycles": 15000,
         "layers": [
-            {"name": "conv1", "kind": "conv2d", "instructions": 9000},
-            {"name": "fc1", "kind": "matmul", "instructions": 1000},
+            {
+                "name": "conv1",
+                "kind": "conv2d",
+                "instructions": 9000,
+                "model_cycles": 12000,
+                "mix": {"load": 3000, "multiply": 6000},
+            },
+            {
+                "name": "fc1",
+                "kind": "matmul",
+                "instructions": 1000,
+                "model_cycles": 3000,
+                "mix": {"load": 1000},
+            },
         ],
     }
-    board = {"target": "c", "board": "cortex-m4"}
+    board = {"target": "c", "board": "cortex-m4", "fallback": "error"}
     assert builds == [{**board, "toolchain": None, "engines": {None}}]
     done(*command, "--profile", "--toolchain", "zig", "--engine", "qemu")
     assert builds[1:] == [{**board, "toolchain": "zig", "engines": {"qemu"}}]
-    rows = [line.replace("│", " ").split() for line in done(*command, "--profile").splitlines()]
-    assert ["conv1", "conv2d", "9,000", "90.0%"] in rows
-    assert ["total", "10,000"] in rows
+    out = done(*command, "--profile")
+    rows = [line.replace("│", " ").split() for line in out.splitlines()]
+    assert ["conv1", "conv2d", "9,000", "90.0%", "12,000", "80.0%"] in rows
+    assert ["total", "10,000", "-", "15,000", "-"] in rows
+    assert ["multiply", "6,000", "60.0%"] in rows
+    assert ["load", "4,000", "40.0%"] in rows
+    assert "model cycles (not time)" in out
     assert "profile" not in json.loads(done(*command, "--json"))
 
 
@@ -1119,9 +1216,9 @@ def test_a_board_gives_what_the_reference_gives(small: Path, image: Path, tmp_pa
     expected = reference.run(load(small), np.load(image))["logits"]
     found = np.array(ran["outputs"]["logits"]["values"], np.float32)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert ran["profile"]["instructions"] >= sum(
-        layer["instructions"] for layer in ran["profile"]["layers"]
-    )
+    for what in ("instructions", "model_cycles"):
+        layers = [layer[what] for layer in ran["profile"]["layers"]]
+        assert ran["profile"][what] == sum(layers) > 0
 
 
 # ---- doctor --------------------------------------------------------------------------------------
@@ -1174,3 +1271,50 @@ def test_doctor_looks_at_this_machine() -> None:
     names = {row["name"]: row["version"] for row in json.loads(outcome.out)}
     assert names["apache-tvm"] == tvm.__version__
     assert names["numpy"] == np.__version__
+
+
+# ---- quantize ------------------------------------------------------------------------------------
+
+
+def test_quantize_writes_a_network_of_integers(tiny: Path, tmp_path: Path) -> None:
+    output, samples = tmp_path / "q.tcz", tmp_path / "x.npz"
+    spec = input_specs(load(tiny))[0]
+    x = np.random.default_rng(0).uniform(-1, 1, (20, *spec.shape[1:])).astype(np.float32)
+    np.savez(samples, **{spec.name: x})
+    told = done("quantize", tiny, "--calibrate", samples, "-o", output)
+    expected = quantize(load(tiny), x)
+    tvm.ir.assert_structural_equal(load(output), expected, map_free_vars=True)
+    how = qdq.input_parameters(expected)[spec.name]
+    size = output.stat().st_size
+    assert f"input {spec.name}: int8, scale {how.scale:.9g}, zero point {how.zero_point}" in told
+    assert told.endswith(f"wrote {output} ({size:,} bytes)\n")
+    ends = ("--input-range", f"{spec.name}=-2,2", "--float", "*", "--io", "float", "--equalize")
+    way = ("--ranges", "percentile", "--percentile", "99", "--weights", "mse")
+    other = tmp_path / "q.json"
+    options = (*ends, *way, "--no-bias-correction", "--json")
+    document = json.loads(done("quantize", tiny, "--calibrate", samples, "-o", other, *options))
+    assert document == {"output": str(other), "inputs": {}, "outputs": {}}
+    expected = quantize(
+        load(tiny), x, ranges="percentile", percentile=99, weights="mse", io="float",
+        bias_correction=False, equalize=True, input_ranges={spec.name: (-2, 2)}, layers={"*": 0},
+    )  # fmt: skip
+    tvm.ir.assert_structural_equal(load(other), expected, map_free_vars=True)
+
+
+def test_quantize_refuses(tiny: Path, tmp_path: Path) -> None:
+    samples, output = tmp_path / "x.npy", tmp_path / "q.json"
+    spec = input_specs(load(tiny))[0]
+    np.save(samples, np.random.default_rng(0).random((4, *spec.shape[1:]), np.float32))
+    for text in ("x", "=0,1", "x=1", "x=a,b"):
+        said = mistake(
+            "quantize", tiny, "--calibrate", samples, "-o", output, "--input-range", text
+        )
+        assert said == (
+            f"--input-range {text} is no range; expected the input's name and two numbers, like "
+            "x=0,255."
+        )
+    assert (
+        mistake("quantize", tiny, "--calibrate", samples, "-o", output, "--ranges", "kl")
+        == "quantize: the ranges are 'kl'; expected min-max, percentile or mse."
+    )
+    assert not output.exists()

@@ -14,7 +14,14 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tvm_compress import clustering
-from tvm_compress.clustering import METHODS, Method, kmeans_1d, share, squared_error
+from tvm_compress.clustering import (
+    METHODS,
+    Method,
+    kmeans_1d,
+    share,
+    share_integers,
+    squared_error,
+)
 from tvm_compress.errors import DataError, InputError, OptionError
 
 F32 = NDArray[np.float32]
@@ -611,3 +618,52 @@ def test_an_assignment_of_another_shape() -> None:
 def test_the_errors_are_the_users_to_mend() -> None:
     assert issubclass(OptionError, InputError)
     assert issubclass(DataError, InputError)
+
+
+@given(
+    hnp.arrays(
+        np.int8, st.tuples(st.integers(1, 3), st.integers(1, 7)), elements=st.integers(-9, 9)
+    ),
+    st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=3, max_size=3),
+    st.sampled_from(METHODS),
+)
+def test_integers_are_shared_in_the_units_of_their_channels(
+    weights: NDArray[np.int8], units: list[float], method: Method
+) -> None:
+    scales = np.array(units)[: len(weights), None]
+    codes, centroids = share_integers(weights, scales, 1, method=method)
+    np.testing.assert_array_equal(codes == 0, weights == 0)
+    assert centroids.dtype == np.int8 and centroids[0] == 0
+    if (weights != 0).any():
+        # Of one free centroid the best is tried out: all whole numbers but zero.
+        kept = weights != 0
+
+        def cost(centroid: int) -> float:
+            error = scales * (weights.astype(int) - centroid) * kept
+            return float(np.square(error).sum())
+
+        assert centroids[1] != 0
+        best = min(cost(c) for c in range(-9, 10) if c)
+        # Beside zero it is one of both, which may not be the better one.
+        assert cost(int(centroids[1])) == pytest.approx(best) or abs(centroids[1]) == 1
+
+
+def test_few_integers_keep_their_values() -> None:
+    weights = np.array([[0, -127, 5], [5, 0, 127]], np.int8)
+    codes, centroids = share_integers(weights, np.ones((2, 1)), 2)
+    np.testing.assert_array_equal(centroids, [0, -127, 5, 127])
+    np.testing.assert_array_equal(centroids[codes], weights)
+
+
+def test_four_codes_of_integers_are_as_good_as_any() -> None:
+    weights = np.random.default_rng(0).integers(-6, 7, (2, 12)).astype(np.int8)
+    scales = np.array([[1.0], [2.0]])
+
+    def cost(table: Any) -> float:
+        nearest = np.abs(weights[..., None].astype(int) - np.array(table)).min(-1)
+        return float(np.square(scales * nearest * (weights != 0)).sum())
+
+    _, centroids = share_integers(weights, scales, 2)
+    best = min(cost(t) for t in itertools.combinations([c for c in range(-6, 7) if c], 3))
+    # Rounding the means to whole numbers is all that it may lose.
+    assert cost(centroids[1:]) <= 1.2 * best

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 import tvm
 from tvm import relax
@@ -142,6 +143,20 @@ def test_call_op_builds_any_registered_operator() -> None:
 def test_the_importer_knows_its_operators() -> None:
     assert all(map(edge.onnx_importer_takes, ("Conv", "Gemm", "Constant", "QuantizeLinear")))
     assert not any(map(edge.onnx_importer_takes, ("LSTM", "QLinearConv", "NoSuchOperator")))
+
+
+def test_converters_go_before_those_of_the_onnx_importer() -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]))
+
+    def operators(mod: tvm.IRModule) -> list[str | None]:
+        return [edge.op_name(b.value) for block in mod["main"].body.blocks for b in block.bindings]
+
+    converters = {"Relu": lambda bb, inputs, attrs: relax.op.negative(inputs[0])}
+    assert "relax.negative" in operators(edge.import_onnx(model, converters)[0])
+    assert "relax.nn.relu" in operators(edge.import_onnx(model)[0])
 
 
 def test_importers_emit_operators_only_within_the_context() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import relax
 
-from tvm_compress import codec, inspection, ir, save
+from tvm_compress import build, codec, inspection, ir, save
 from tvm_compress.errors import ModelFormatError, OptionError
 from tvm_compress.frontends import load
 from tvm_compress.passes import Prune, ShareWeights
+from tvm_compress.targets.mcu.target import HostArtifact
 
 
 def test_the_estimate_takes_the_smallest_layout(digits_onnx: Path) -> None:
@@ -196,3 +199,39 @@ def test_a_histogram_of_nothing(small: tvm.IRModule) -> None:
     empty = network(np.zeros(3, np.float32))
     (name,) = ir.parameters(empty)
     assert inspection.histogram(empty, name).bins == ()
+
+
+def test_the_memory_plan_is_what_is_built(small: tvm.IRModule) -> None:
+    found = inspection.memory(small)
+    built = build(small)
+    assert isinstance(built, HostArtifact)
+    assert found.arena_bytes == built.model.arena_bytes
+    assert [(s.name, s.kind.split(" (")[0]) for s in found.steps] == [
+        (layer.name, layer.kind.split(" (")[0]) for layer in built.model.layers
+    ]
+    assert [s.live_bytes for s in found.steps] == [x.live_bytes for x in built.model.layers]
+    assert (found.input_bytes, found.output_bytes) == (8 * 8 * 4, 10 * 4)
+    names = [tensor.name for tensor in found.tensors]
+    assert len(set(names)) == len(names)
+    # Two scratch arrays of one call keep the number that tells them apart.
+    assert all("#" not in name or "workspace" in name for name in names)
+    assert found.arena_bytes == max(t.offset + t.size_bytes for t in found.tensors)
+    for a, b in itertools.combinations(found.tensors, 2):
+        if a.first <= b.last and b.first <= a.last and a.name != b.over:
+            assert a.offset + a.size_bytes <= b.offset or b.offset + b.size_bytes <= a.offset
+
+
+def test_the_memory_plan_names_what_is_written_over() -> None:
+    x = relax.Var("x", relax.TensorType((4, 6), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            first = builder.emit(relax.op.nn.softmax(x), "first")
+            second = builder.emit(relax.op.nn.softmax(first), "second")
+            out = builder.emit_output(relax.op.flip(second, 1), "y")
+        builder.emit_func_output(out)
+    found = inspection.memory(load(builder.get()))
+    by_name = {tensor.name: tensor for tensor in found.tensors}
+    assert by_name["second"].over == "first"
+    assert by_name["second"].offset == by_name["first"].offset
+    assert by_name["first"].over is None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tvm_compress.export_onnx import export_onnx
     from tvm_compress.frontends.deep_compression import import_deep_compression
     from tvm_compress.frontends.load import load
-    from tvm_compress.pipeline import compress, save
+    from tvm_compress.pipeline import compress, quantize, save
     from tvm_compress.recipe import Recipe
     from tvm_compress.search import Budget, search
 
@@ -40,6 +40,7 @@ __all__ = [
     "import_deep_compression",
     "load",
     "passes",
+    "quantize",
     "recipes",
     "save",
     "search",
@@ -54,6 +55,7 @@ _HOME = {
     "export_onnx": "tvm_compress.export_onnx",
     "import_deep_compression": "tvm_compress.frontends.deep_compression",
     "load": "tvm_compress.frontends",
+    "quantize": "tvm_compress.pipeline",
     "save": "tvm_compress.pipeline",
     "search": "tvm_compress.search",
 }

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import cast, get_args
 
 import tvm
 
+from tvm_compress import edge, ir
 from tvm_compress.errors import OptionError
+from tvm_compress.ops import REQUANTIZE
 from tvm_compress.passes.canonicalize import Canonicalize
+from tvm_compress.passes.remove_channels import RemoveChannels
+from tvm_compress.passes.to_integers import ToIntegers
 from tvm_compress.targets import get_target
-from tvm_compress.targets.artifact import Artifact
+from tvm_compress.targets.artifact import Artifact, Optimize
 
-__all__ = ["Artifact", "build"]
+__all__ = ["Artifact", "build", "prepare"]
 
 
 def build(
@@ -23,6 +28,8 @@ def build(
     name: str = "model",
     out_dir: str | PathLike[str] | None = None,
     toolchain: str | None = None,
+    fallback: str = "error",
+    optimize: str = "balanced",
 ) -> Artifact:
     """Build a network for a target.
 
@@ -36,9 +43,15 @@ def build(
             artifact.
         toolchain: what compiles firmware: ``zig`` or ``gnu``; without it the first that is
             installed.
+        fallback: what becomes of an operator of a quantised network that has no integer form:
+            ``error``, or ``float``, which computes it between a dequantize and a quantize.
+        optimize: how kernels for the DSP extension (Cortex-M4, M7, M33) weigh flash against
+            instructions: ``speed``, ``balanced``, or ``size``, which lets weights lie in flash
+            coded too. Outputs are the same; where there is nothing to weigh, so is all else.
 
     Raises:
-        OptionError: an unknown target, board or toolchain, or a name that cannot prefix C symbols.
+        OptionError: an unknown target, board, toolchain, fallback or optimize, or a name that
+            cannot prefix C symbols.
         UnsupportedError: an operator that the target has no form for.
         BudgetError: the network does not fit the board; says by how much and why.
         MissingToolError: no compiler or emulator is installed.
@@ -47,9 +60,38 @@ def build(
     chosen = get_target(target)
     place = None if out_dir is None else _folder(Path(out_dir))
     where = None if board is None else str(board)
+    if optimize not in get_args(Optimize):
+        raise OptionError(
+            f"{optimize!r} is nothing that build can optimize for; expected one of "
+            f"{', '.join(get_args(Optimize))}."
+        )
+    mod = prepare(mod, fallback)
     return chosen.build(
-        Canonicalize()(mod), name=name, board=where, out_dir=place, toolchain=toolchain
+        mod,
+        name=name,
+        board=where,
+        out_dir=place,
+        toolchain=toolchain,
+        optimize=cast(Optimize, optimize),
     )
+
+
+def prepare(mod: tvm.IRModule, fallback: str = "error") -> tvm.IRModule:
+    """Give the module as targets take it: canonical, and in integers where it is quantised.
+
+    Args:
+        mod: a module as :func:`tvm_compress.load` gives it.
+        fallback: as of :func:`build`.
+
+    Raises:
+        OptionError: an unknown fallback.
+        UnsupportedError: an operator of a quantised network that has no integer form.
+    """
+    mod = ToIntegers(fallback=fallback)(Canonicalize()(mod))
+    if any(edge.op_name(b.value) == REQUANTIZE for b in ir.bindings(ir.main_function(mod))):
+        # Exact on integers; of a float network it would move the last bits.
+        mod = RemoveChannels()(mod)
+    return mod
 
 
 def _folder(path: Path) -> Path:

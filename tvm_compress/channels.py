@@ -9,7 +9,8 @@ output or an operator without a rule here are *held*: they cannot be removed.
 
 Beside the classes goes the value of each channel where it is the same number at every position and
 for every input, computed from the inputs' side: a filter of zeros gives a constant, relu of a
-constant is a constant.
+constant is a constant. Of integers the values are those whose range is one number (see
+:mod:`tvm_compress.integer_ranges`): a sum that is clamped whatever the input is one of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_compress import edge, ir
+from tvm_compress.integer_ranges import integer_ranges
+from tvm_compress.ops import LOOKUP, REQUANTIZE
 from tvm_compress.ops.meaning import MEANING
 
 __all__ = ["BINARY", "Channels", "Layer", "Reader", "conv_axes"]
@@ -42,9 +45,14 @@ _ELEMENTWISE = {
 }
 BINARY = {
     f"relax.{name}"
-    for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
+    for name in (
+        *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power"),
+        *("floor_divide", "left_shift", "right_shift"),
+    )
 }
 _REDUCTIONS = {f"relax.{name}" for name in ("mean", "max", "min", "sum")}
+
+_FLOATS = ("float16", "float32", "float64")
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -200,6 +208,7 @@ class _Analysis:
         self.at: dict[Any, Layer] = {}  # by variable
         self.constants: dict[Any, NDArray[Any]] = {}
         function = ir.main_function(mod)
+        ranges = integer_ranges(mod)
         for binding in ir.bindings(function):
             name = edge.var_name(binding.var)
             if name in self.parameters:
@@ -209,6 +218,8 @@ class _Analysis:
             if layer is None:
                 self._hold_all(binding.value)
                 continue
+            if name in ranges:
+                layer.values = ranges[name].constants(layer.axis, layer.classes.size)
             self.at[binding.var] = self.channels.layers[name] = layer
         outputs, _ = edge.outputs_of(function)
         for _, var in outputs:
@@ -245,7 +256,7 @@ class _Analysis:
 
     def _weight(self, var: Any) -> NDArray[Any] | None:
         value = self.constants.get(var)
-        if value is None or not value.size:
+        if value is None or not value.size or value.dtype.kind != "f":
             return value
         magnitude = np.abs(value)
         return np.where(magnitude > self.tolerance * magnitude.max(), value, 0)
@@ -395,6 +406,8 @@ def _along(value: NDArray[Any], axis: int, size: int) -> _Floats:
 
 def _apply(call: Any, *values: _Floats) -> _Floats:
     """Apply an elementwise operator to the channels' values; NaN stays NaN."""
+    if edge.dtype_of(call) not in _FLOATS:  # known by their ranges
+        return np.full(max(v.size for v in values), np.nan)
     with np.errstate(all="ignore"):
         result = MEANING[edge.op_name(call) or ""](call.attrs, *values)
     unknown = np.any([np.isnan(v) for v in values], axis=0)
@@ -410,6 +423,19 @@ def _elementwise(call: Any, source: Layer) -> Layer:
         low, high = (float(bound.value) for bound in call.args[1:])
         return Layer(source.axis, source.classes, np.clip(source.values, low, high))
     return Layer(source.axis, source.classes, _apply(call, source.values))
+
+
+def _of_integers(call: Any, source: Layer) -> Layer | None:
+    """Give the channels of an operator whose result is integers; its range tells their values."""
+    if edge.dtype_of(call) in _FLOATS:
+        return None
+    return Layer(source.axis, source.classes, np.full(source.values.size, np.nan))
+
+
+def _requantize(call: Any, source: Layer) -> Layer | None:
+    single = all(edge.static_shape(arg) in ((), (1,)) for arg in call.args[1:])
+    axis = int(call.attrs["axis"]) % int(edge.tensor_type(call).ndim)
+    return _of_integers(call, source) if single or axis == source.axis else None
 
 
 def _pool(call: Any, source: Layer) -> Layer | None:
@@ -481,6 +507,9 @@ _PASSING: dict[str, Callable[[Any, Layer], Layer | None]] = {
     **dict.fromkeys(_POOLS, _pool),
     **dict.fromkeys(_ADAPTIVE, _adaptive),
     **dict.fromkeys(_REDUCTIONS, _reduce),
+    LOOKUP: _of_integers,
+    REQUANTIZE: _requantize,
+    "relax.astype": _of_integers,
     "relax.permute_dims": _transpose,
     "relax.reshape": _reshape,
     "relax.nn.pad": _pad,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import DataError, OptionError
 
-__all__ = ["METHODS", "Method", "kmeans_1d", "share", "squared_error"]
+__all__ = ["METHODS", "Method", "kmeans_1d", "share", "share_integers", "squared_error"]
 
 Method: TypeAlias = Literal["optimal", "linear", "density", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -106,6 +106,59 @@ def share(
         if keep_zeros:
             code *= piece != 0
         codes[start : start + _PIECE] = code
+    return codes.reshape(weights.shape), centroids
+
+
+def share_integers(
+    weights: NDArray[np.int8],
+    scales: NDArray[np.float64],
+    bits: int,
+    *,
+    method: Method = "optimal",
+    seed: int = 0,
+) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """Share the values of an int8 tensor whose channels stand in units of their own.
+
+    What counts is the squared error of ``scales * weights``. Code 0 is the zero centroid and means
+    what :func:`share` says; the other centroids are whole numbers but zero.
+
+    Args:
+        weights: int8, any shape.
+        scales: positive, broadcasts to the weights.
+        bits: Bits of a code, 1 to 8.
+        method: How the centroids are found, see ``kmeans_1d``.
+        seed: Seed of the method ``random``.
+
+    Returns:
+        The codes, uint8 of the weights' shape, and the centroids, int8 of shape ``(2**bits,)``.
+
+    >>> weights, scales = np.array([[0, 10, 12], [0, 10, 20]], "int8"), np.array([[1.0], [3.0]])
+    >>> share_integers(weights, scales, 1)
+    (array([[0, 1, 1],
+           [0, 1, 1]], dtype=uint8), array([ 0, 15], dtype=int8))
+    """
+    _check_method(method, seed)
+    flat = weights.reshape(-1).astype(np.int64)
+    worth = np.broadcast_to(np.square(scales), weights.shape).reshape(-1)
+    kept = flat != 0
+    total = np.bincount(flat[kept] + 128, weights=worth[kept], minlength=256).astype(np.float64)
+    used = np.flatnonzero(total)
+    # Lloyd's steps take a point for no less than one value.
+    counts = total[used] / total[used].min(initial=np.inf)
+    points, k = _Points((used - 128).astype(np.float64), counts, exact=True), 2**bits - 1
+    if used.size <= k:
+        found = points.values
+    elif method == "optimal":
+        found = _optimal(points, k)
+    else:
+        found = _lloyd(points, _start(points, k, method, seed))
+    whole = np.rint(found)
+    # A centroid beside zero must not become it: no weight that is not zero has code 0.
+    whole = np.unique(np.where(whole == 0, np.where(found < 0, -1, 1), whole)).astype(np.int8)
+    centroids = np.zeros(2**bits, np.int8)
+    centroids[1 : 1 + whole.size] = whole
+    bounds = (whole[1:].astype(np.float64) + whole[:-1]) / 2
+    codes = np.where(flat != 0, np.searchsorted(bounds, flat) + 1, 0).astype(np.uint8)
     return codes.reshape(weights.shape), centroids
 
 

@@ -56,6 +56,7 @@ _PACKAGES = (
     _Package(("torch",), "fine-tuning, torch.export models", "train"),
     _Package(("ziglang",), "cross compiler", "boards"),
     _Package(("unicorn",), "in-process emulator", "boards"),
+    _Package(("capstone",), "disassembler of profiles", "boards"),
     _Package(("xgboost", "xgboost-cpu"), "cost model of tuning", "tune-cpu"),
     _Package(("onnxruntime",), "judge in the tests", pip="onnxruntime"),
 )

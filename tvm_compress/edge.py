@@ -219,6 +219,24 @@ def convolution(
     )
 
 
+def integer_convolution(call: Any, data: Any, weight: Any) -> Any:
+    """Give the convolution of ``call`` on padded integers, summed in int32."""
+    a = call.attrs
+    build = getattr(relax.op.nn, str(call.op.name).rsplit(".", 1)[1])
+    return build(
+        data,
+        weight,
+        strides=list(a.strides),
+        padding=0,
+        dilation=list(a.dilation),
+        groups=a.groups,
+        data_layout=a.data_layout,
+        kernel_layout=a.kernel_layout,
+        out_layout=a.out_layout,
+        out_dtype="int32",
+    )
+
+
 def outputs_of(function: relax.Function) -> tuple[list[tuple[str, Any]], bool]:
     """Give (name, variable) of each output and whether the function returns a tuple."""
     result = function.body.body
@@ -262,12 +280,33 @@ def tensor_fields(ty: Any) -> list[Any]:
 # ---- importers -----------------------------------------------------------------------------------
 
 
-def import_onnx(model: Any) -> tuple[tvm.IRModule, list[Any]]:
-    """Run TVM's ONNX importer: the module and the tensors of its last arguments."""
-    from tvm.relax.frontend import detach_params
-    from tvm.relax.frontend.onnx import from_onnx
+def import_onnx(
+    model: Any, converters: Mapping[str, Callable[[Any, Any, Any], Any]] | None = None
+) -> tuple[tvm.IRModule, list[Any]]:
+    """Run TVM's ONNX importer: the module and the tensors of its last arguments.
 
-    mod, params = detach_params(from_onnx(model, keep_params_in_input=True))
+    Args:
+        model: an ``onnx.ModelProto``.
+        converters: by operator a function (block builder, inputs, attributes) -> expression that
+            goes before the importer's own.
+    """
+    from tvm.relax.frontend import detach_params
+    from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
+
+    original = onnx_frontend._get_convert_map
+    table = original()
+    for operator, convert in (converters or {}).items():
+
+        def call(bb: Any, inputs: Any, attrs: Any, params: Any, convert: Any = convert) -> Any:
+            return convert(bb, inputs, attrs)
+
+        made = {"_impl_v1": staticmethod(call)}
+        table[operator] = type(operator, (onnx_frontend.OnnxOpConverter,), made)
+    onnx_frontend._get_convert_map = lambda: table
+    try:
+        mod, params = detach_params(from_onnx(model, keep_params_in_input=True))
+    finally:
+        onnx_frontend._get_convert_map = original
     return mod, list(params.get("main", []))
 
 
@@ -282,17 +321,74 @@ def import_tflite(model: Any, shapes: dict[str, tuple[int, ...]]) -> tvm.IRModul
     """Run TVM's TensorFlow Lite importer; its second reference to the weights is dropped."""
     from tvm.relax.frontend.tflite import from_tflite
 
-    mod = from_tflite(model, shape_dict=shapes or None)
+    mod = from_tflite(model, shape_dict=shapes or None, op_converter=_tflite_converter())
     mod, _ = relax.frontend.detach_params(mod)
     return mod
 
 
-def import_torch(program: Any) -> tuple[tvm.IRModule, list[Any]]:
-    """Run TVM's importer of exported programs."""
+# Operators that move the integers of a tensor and leave their scale.
+_TFLITE_MOVES = """
+EXPAND_DIMS MIRROR_PAD PACK PAD PADV2 RESIZE_NEAREST_NEIGHBOR SLICE SPLIT SPLIT_V SQUEEZE
+STRIDED_SLICE TRANSPOSE UNPACK
+"""
+
+
+def _tflite_converter() -> Any:
+    """Give the importer's class, mended where it falls short of quantised networks.
+
+    Its own average is one of integers that truncates: -3 / 2 is -1 and 3 / 2 is 1, where TensorFlow
+    Lite rounds to the nearest. And it refuses to move integers about, which it could.
+    """
+    from tvm.relax.frontend.tflite import tflite_frontend
+
+    class Converter(tflite_frontend.OperatorConverter):
+        _SUPPORTED_QUANTIZED_OPS = tflite_frontend.OperatorConverter._SUPPORTED_QUANTIZED_OPS | {
+            *_TFLITE_MOVES.split()
+        }
+
+        def _convert_resize(self, method: str, op: Any) -> Any:
+            resized = super()._convert_resize(method, op)
+            a = resized.attrs
+            if method != "nearest_neighbor" or a.coordinate_transformation_mode != "align_corners":
+                return resized
+            # Ties go up there; the importer leaves them to TVM, which rounds to even.
+            return relax.op.image.resize2d(
+                *resized.args, None, a.layout, method, "align_corners", "round_prefer_ceil"
+            )
+
+        def convert_pool2d(self, op: Any, pool_type: str) -> Any:
+            pooled = super().convert_pool2d(op, pool_type)
+            tensor = self.get_input_tensors(op)[0]
+            if pool_type != "average" or not tensor.qnn_params:
+                return pooled
+            # [clip of] astype(avg_pool2d(astype(x, "int32")), "int8")
+            clip = pooled if op_name(pooled) == "relax.clip" else None
+            pool = (pooled if clip is None else clip.args[0]).args[0]
+            real = self.dequantize(pool.args[0].args[0], tensor)
+            steps = self.quantize(with_args(pool, [real]), self.get_output_tensors(op)[0])
+            return steps if clip is None else with_args(clip, [steps, *clip.args[1:]])
+
+    return Converter
+
+
+def import_torch(
+    program: Any, converters: Mapping[str, Callable[[Any, Any], Any]] | None = None
+) -> tuple[tvm.IRModule, list[Any]]:
+    """Run TVM's importer of exported programs.
+
+    Args:
+        program: a ``torch.export.ExportedProgram``.
+        converters: by operator (``mm.default``) a function (node, importer) -> variable.
+    """
     from tvm.relax.frontend import detach_params
     from tvm.relax.frontend.torch import from_exported_program
 
-    mod = from_exported_program(program, keep_params_as_input=True, unwrap_unit_return_tuple=True)
+    mod = from_exported_program(
+        program,
+        keep_params_as_input=True,
+        unwrap_unit_return_tuple=True,
+        custom_convert_map=dict(converters or {}),
+    )
     mod, params = detach_params(mod)
     return mod, list(params.get("main", []))
 

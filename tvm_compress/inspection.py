@@ -1,7 +1,7 @@
 """What a network or a ``.tcz`` file consists of: parameters, their densities and sizes, operators.
 
-Coded sizes are never estimated: a module is coded as :func:`tvm_compress.save` would code it, and
-a file is decoded.
+And where the tensors between the operators lie in memory. Coded sizes are never estimated: a
+module is coded as :func:`tvm_compress.save` would code it, and a file is decoded.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ __all__ = [
     "Centroid",
     "Histogram",
     "Inspection",
+    "Memory",
+    "MemoryStep",
+    "MemoryTensor",
     "ParameterReport",
     "histogram",
     "inspect",
     "inspect_file",
+    "memory",
     "smallest_layout",
 ]
 
@@ -330,4 +334,107 @@ def _bins(kept: NDArray[Any], centroids: NDArray[Any], number: int) -> tuple[Bin
     return tuple(
         Bin(float(edges[i]), float(edges[i + 1]), int(counts[i]), int(of_centroids[i]))
         for i in range(number)
+    )
+
+
+@dataclass(frozen=True)
+class MemoryStep:
+    """One step of the C code: its name in the IR, its kind, and the bytes of the arena it holds."""
+
+    name: str
+    kind: str
+    live_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryTensor:
+    """A tensor, or the scratch memory of a kernel, in the arena.
+
+    Attributes:
+        name: of the tensor.
+        offset: its first byte.
+        size_bytes: its size in bytes.
+        first: index of the step that writes it.
+        last: index of the last step that reads it.
+        over: the tensor whose bytes it takes while that is read for the last time, or None.
+    """
+
+    name: str
+    offset: int
+    size_bytes: int
+    first: int
+    last: int
+    over: str | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory plan of a network's C code.
+
+    Attributes:
+        arena_bytes: size of the arena in bytes.
+        bound_bytes: the most bytes that are live at one step: no plan is smaller.
+        input_bytes: bytes of the caller's input buffers, which are not in the arena.
+        output_bytes: bytes of the caller's output buffers, which are not in the arena.
+        steps: in the order in which they run.
+        tensors: what lies in the arena, in the order in which it is written.
+    """
+
+    arena_bytes: int
+    bound_bytes: int
+    input_bytes: int
+    output_bytes: int
+    steps: tuple[MemoryStep, ...]
+    tensors: tuple[MemoryTensor, ...]
+
+
+def memory(
+    mod: tvm.IRModule, *, board: str | PathLike[str] | None = None, fallback: str = "error"
+) -> Memory:
+    """Plan the memory of a network as the target ``c`` does.
+
+    Args:
+        mod: a canonical module.
+        board: name of a board or path of its TOML file; its kernels may need scratch memory or
+            write in place. Without one the plan is that of plain C.
+        fallback: as of :func:`tvm_compress.build`.
+
+    Raises:
+        OptionError: no such board or fallback.
+        UnsupportedError: an operator has no C form.
+    """
+    from tvm_compress.build import prepare
+    from tvm_compress.targets.mcu.boards import get_board
+    from tvm_compress.targets.mcu.lower import lower
+    from tvm_compress.targets.mcu.program import make_program
+
+    chosen = None if board is None else get_board(str(board))
+    extensions = {} if chosen is None else {"dsp": chosen.has_dsp, "mve": chosen.has_mve}
+    program = make_program(*lower(prepare(mod, fallback), **extensions))
+    plan, lifetimes = program.plan, program.lifetimes
+    assert plan is not None
+    # The program's names end in a number, which two results of one call alone need.
+    short = {life.name: life.name.rpartition("#")[0] for life in lifetimes}
+    often = Counter(short.values())
+    names = {name: text if often[text] == 1 else name for name, text in short.items()}
+    return Memory(
+        plan.arena_bytes,
+        plan.bound_bytes,
+        sum(spec.size_bytes for spec in program.inputs),
+        sum(spec.size_bytes for spec in program.outputs),
+        tuple(
+            MemoryStep(step.name, step.kind, live)
+            for step, live in zip(program.steps, program.live_bytes, strict=True)
+        ),
+        tuple(
+            MemoryTensor(
+                names[life.name],
+                plan.offsets[life.name],
+                life.size_bytes,
+                life.first,
+                life.last,
+                names[plan.over[life.name]] if life.name in plan.over else None,
+            )
+            for life in lifetimes
+        ),
     )

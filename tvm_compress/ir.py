@@ -29,6 +29,7 @@ __all__ = [
     "Weight",
     "biases",
     "bindings",
+    "dequantized",
     "first_weights",
     "identifier",
     "last_weights",
@@ -184,21 +185,33 @@ def _output_axis(call: Any, argument: int) -> int | None:
     return None
 
 
+def dequantized(function: relax.Function) -> dict[Any, str]:
+    """Give the names of the parameters that ``relax.dequantize`` gives, by its variable."""
+    held = {b.var for b in bindings(function) if _is_parameter(b.value)}
+    return {
+        binding.var: edge.var_name(binding.value.args[0])
+        for binding in bindings(function)
+        if edge.op_name(binding.value) == "relax.dequantize" and binding.value.args[0] in held
+    }
+
+
 def weights(mod: tvm.IRModule) -> dict[str, Weight]:
     """Give the parameters of two or more dimensions that a convolution or a product uses.
 
-    A parameter used in several places is listed once, with its first use.
+    Of a quantised weight that is the integer parameter, which a ``dequantize`` stands behind. A
+    parameter used in several places is listed once, with its first use.
     """
     named = parameters(mod)
+    quantised = dequantized(main_function(mod))
     found: dict[str, Weight] = {}
     for binding in bindings(main_function(mod)):
         if not isinstance(binding.value, tvm.ir.Call):
             continue
         for index, arg in enumerate(binding.value.args):
-            if not isinstance(arg, relax.Var) or edge.var_name(arg) in found:
+            if not isinstance(arg, relax.Var):
                 continue
-            parameter = named.get(edge.var_name(arg))
-            if parameter is None or len(parameter.shape) < 2:
+            parameter = named.get(quantised.get(arg, edge.var_name(arg)))
+            if parameter is None or len(parameter.shape) < 2 or parameter.name in found:
                 continue
             axis = _output_axis(binding.value, index)
             if axis is not None:
@@ -207,25 +220,25 @@ def weights(mod: tvm.IRModule) -> dict[str, Weight]:
     return found
 
 
-def _weights_of(call: Any, named: Mapping[str, Weight]) -> set[str]:
+def _weights_of(call: Any, named: Mapping[str, Weight], quantised: Mapping[Any, str]) -> set[str]:
     """Give the names of the weights that an operator multiplies with."""
     if not isinstance(call, tvm.ir.Call):
         return set()
-    return {
-        edge.var_name(arg)
+    names = {
+        quantised.get(arg, edge.var_name(arg))
         for index, arg in enumerate(call.args)
-        if isinstance(arg, relax.Var)
-        and edge.var_name(arg) in named
-        and _output_axis(call, index) is not None
+        if isinstance(arg, relax.Var) and _output_axis(call, index) is not None
     }
+    return names & set(named)
 
 
 def first_weights(mod: tvm.IRModule) -> set[str]:
     """Give the weights whose input has gone through no other weight."""
     named, found = weights(mod), set()
+    quantised = dequantized(main_function(mod))
     behind: set[Any] = set()  # variables that a weight has a part in
     for binding in bindings(main_function(mod)):
-        mine = _weights_of(binding.value, named)
+        mine = _weights_of(binding.value, named, quantised)
         fed = any(var in behind for var in edge.variables_in(binding.value))
         if mine and not fed:
             found |= mine
@@ -238,11 +251,12 @@ def last_weights(mod: tvm.IRModule) -> set[str]:
     """Give the weights whose result reaches an output through no other weight."""
     function = main_function(mod)
     named, found = weights(mod), set()
+    quantised = dequantized(function)
     outputs, _ = edge.outputs_of(function)
     reaching = {var for _, value in outputs for var in edge.variables_in(value)}
     for binding in reversed(list(bindings(function))):
         if binding.var in reaching:
-            mine = _weights_of(binding.value, named)
+            mine = _weights_of(binding.value, named, quantised)
             found |= mine
             reaching.update(() if mine else edge.variables_in(binding.value))
     return found
@@ -251,6 +265,7 @@ def last_weights(mod: tvm.IRModule) -> set[str]:
 def biases(mod: tvm.IRModule) -> set[str]:
     """Give the dense float parameters that are added to the sums of weights."""
     function, named = main_function(mod), weights(mod)
+    quantised = dequantized(function)
     bound = {binding.var: binding.value for binding in bindings(function)}
     found = set()
     for value in bound.values():
@@ -262,7 +277,7 @@ def biases(mod: tvm.IRModule) -> set[str]:
                 isinstance(held, edge.Constant)
                 and edge.dtype_of(held).startswith("float")
                 and isinstance(total, relax.Var)
-                and _weights_of(bound.get(total), named)
+                and _weights_of(bound.get(total), named, quantised)
             ):
                 found.add(edge.var_name(bias))
     return found - set(named)
@@ -323,6 +338,10 @@ class Rewriter:
     def result(self, value: Any) -> Any:
         """Give what an output is bound to in the new function."""
         return value
+
+    def input_type(self, param: Any) -> Any:
+        """Give the type of an input in the new function."""
+        return param.ty
 
     def value(self, expr: Any) -> Any:
         """Give what a variable is bound to in the new function, or the expression itself."""
@@ -390,7 +409,11 @@ class Rewriter:
     def run(self) -> tvm.IRModule:
         """Give the module with ``main`` rewritten and its dead bindings removed."""
         function = main_function(self.mod)
-        inputs = [relax.Var(self._unique(edge.var_name(p)), p.ty) for p in function.params]
+        names = [self._unique(edge.var_name(p)) for p in function.params]
+        inputs = [
+            relax.Var(name, self.input_type(p))
+            for name, p in zip(names, function.params, strict=True)
+        ]
         new = self._new
         new.update(zip(function.params, inputs, strict=True))
         outputs, is_tuple = edge.outputs_of(function)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tvm
@@ -24,7 +24,8 @@ import tvm_compress
 from tvm_compress import ir
 from tvm_compress.errors import DataError, ModelFormatError, OptionError
 from tvm_compress.files import check_output, write_whole
-from tvm_compress.passes import InputsPass
+from tvm_compress.passes import Equalize, InputsPass, Quantize
+from tvm_compress.quantization import Ranges
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.tensors import check_samples, input_specs
 from tvm_compress.training.augmentation import (
@@ -48,6 +49,7 @@ __all__ = [
     "check_profile",
     "compress",
     "data_hash",
+    "quantize",
     "save",
     "say",
 ]
@@ -79,8 +81,9 @@ def compress(
         train: ``(x, y)``: samples, an array (N, ...) or arrays by input name, and N labels or
             targets. Needed where the recipe fine-tunes; y may be None where all of that is
             distillation.
-        calibrate: samples without labels, some hundred, for ``reconstruct`` and ``reduce-rate``;
-            without it the samples of ``train``. ``reduce-rate`` does without either, too.
+        calibrate: samples without labels, some hundred, for ``reconstruct``, ``quantize`` and
+            ``reduce-rate``; without it the samples of ``train``. ``reduce-rate`` does without
+            either, too.
         augment: changes each batch of a fine-tuning, such as by random shifts: a function of the
             batch's inputs and a ``numpy.random.Generator`` that gives inputs of the same shape and
             dtype, see :func:`tvm_compress.training.finetune`. Checkpoints know it by its name. The
@@ -101,8 +104,8 @@ def compress(
 
     Raises:
         OptionError: neither a recipe nor a budget, or both, or an argument that belongs to the
-            other; a recipe that fine-tunes without ``train``, or one that reconstructs without
-            samples; ``augment`` is no function, or has no name of its own where
+            other; a recipe that fine-tunes without ``train``, or one that needs samples without
+            any; ``augment`` is no function, or has no name of its own where
             ``checkpoint_dir`` or ``trial_log`` is given; ``checkpoint_dir`` is a file; torch does
             not find the device.
         BudgetError: no network that was tried meets the budget.
@@ -149,6 +152,59 @@ def compress(
         if saved:
             saved.keep(number, mod)
     return mod
+
+
+def quantize(
+    mod: tvm.IRModule,
+    calibrate: Inputs,
+    *,
+    ranges: Ranges = "mse",
+    percentile: float = 99.99,
+    weights: Literal["max", "mse"] = "max",
+    bias_correction: bool = True,
+    equalize: bool = False,
+    io: Literal["int8", "float"] = "int8",
+    input_ranges: Mapping[str, Sequence[float]] | None = None,
+    layers: Mapping[str, int] | None = None,
+) -> tvm.IRModule:
+    """Quantise a network to int8 by samples without labels; nothing is trained.
+
+    Args:
+        mod: a canonical float32 module, pruned and shared or not.
+        calibrate: some hundred samples: an array (N, ...) or arrays by input name, float32.
+        ranges: of activations: ``mse``, ``min-max`` or ``percentile``.
+        percentile: of ``percentile``: percent of the values below the range's end.
+        weights: ``max`` clips no weight, ``mse`` has the least squared error.
+        bias_correction: take the mean error of each channel off its bias, layer after layer.
+        equalize: equalise the weights of layers that follow each other first.
+        io: whether the network takes and gives integers (``int8``) or ``float``;
+            :mod:`tvm_compress.qdq` tells the scales.
+        input_ranges: (low, high) by the input's name, where it is known.
+        layers: bits by pattern of a weight's or an operator's name: 0 leaves it in float.
+
+    Returns:
+        The module in the QDQ form: every tensor passes through a quantize and a dequantize. What
+        the options mean is told by :class:`tvm_compress.passes.Quantize` and
+        :class:`tvm_compress.passes.Equalize`.
+
+    Raises:
+        OptionError: an option outside its range, or a name or pattern that fits nothing.
+        DataError: no samples, wrong ones, an input that never varies, or values that are not
+            finite or not in the given range.
+        PassError: the module is quantised already, or has weights of another dtype than float32.
+    """
+    if equalize:
+        mod = Equalize().apply(mod)
+    step = Quantize(
+        ranges=ranges,
+        percentile=percentile,
+        weights=weights,
+        bias_correction=bias_correction,
+        io=io,
+        input_ranges={name: list(pair) for name, pair in (input_ranges or {}).items()},
+        layers=layers or {},
+    )
+    return step.rewritten(mod, calibrate)
 
 
 def save(mod: tvm.IRModule, path: str | PathLike[str], *, profile: str = "archive") -> None:
@@ -300,8 +356,8 @@ def check_data(
         check_augment(augment)
     if calibrate is None and train is None and recipe.needs_inputs:
         raise OptionError(
-            "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
-            "hundred inputs without labels."
+            "A step of the recipe needs samples, and none were given; expected calibrate=x: give "
+            "some hundred inputs without labels."
         )
     if calibrate is not None and mod is not None:
         check_samples(input_specs(mod), calibrate)

@@ -32,11 +32,13 @@ from tvm_compress.tensors import check_samples, input_specs
 
 __all__ = [
     "LayerInputs",
+    "Stream",
     "assumed_inputs",
     "damped",
     "fit_centroids",
     "layer_inputs",
     "output_error",
+    "prune_blocks",
     "prune_rows",
     "refit_rows",
     "share_rows",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _Floats = NDArray[np.float64]
+_TURNS = 4  # in which blocks are pruned
 _BLOCK = 64  # columns whose pruned weights are chosen together
 _FAINTEST = 1e-30  # mean square of inputs that may be measured: below, float32 has underflown
 _LEAST_VARIANCE = 1e-6  # of an input, over its mean square: below is what float32 rounds off
@@ -118,6 +121,36 @@ def prune_rows(weight: _Floats, gram: _Floats, drop: int) -> NDArray[np.bool_]:
             error = np.where(stays[:, column], 0.0, weight[:, column]) / factor[column, column]
             weight[:, column:] -= error[:, None] * factor[column, column:]
     return stays
+
+
+def prune_blocks(
+    weight: _Floats, gram: _Floats, drop: int, blocks: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Choose ``drop`` blocks of weights to set to zero, a part of them at a time.
+
+    A block's cost is the sum of its weights' own (Optimal Brain Surgeon: the square over the
+    inverse's diagonal), with the others refitted to what went before.
+
+    Args:
+        weight: (rows, columns).
+        gram: (columns, columns), positive definite: see :func:`damped`.
+        drop: how many blocks become zero.
+        blocks: (rows, columns), each weight's block as a number from 0 on.
+
+    Returns:
+        The weights that stay, bool (rows, columns).
+    """
+    cost_of = np.diag(np.linalg.inv(gram))
+    count = int(blocks.max(initial=-1)) + 1
+    alive = np.ones(count, bool)
+    now = weight
+    for turn in range(1, _TURNS + 1):
+        cost = np.bincount(blocks.ravel(), (now**2 / cost_of).ravel(), count)
+        cost[~alive] = -1.0  # gone already
+        alive = np.ones(count, bool)
+        alive[np.argsort(cost, kind="stable")[: drop * turn // _TURNS]] = False
+        now = refit_rows(weight, gram, alive[blocks])
+    return alive[blocks]
 
 
 def refit_rows(weight: _Floats, gram: _Floats, stays: NDArray[np.bool_]) -> _Floats:
@@ -275,7 +308,7 @@ class LayerInputs:
         return (bias + self.bias_change(rows).reshape(bias.shape)).astype(bias.dtype)
 
 
-class _Stream:
+class Stream:
     """Evaluates a module binding by binding for all samples at once."""
 
     def __init__(self, mod: tvm.IRModule, samples: Mapping[str, NDArray[Any]]) -> None:
@@ -341,7 +374,7 @@ def layer_inputs(
     if most is not None and count > most:
         some = np.linspace(0, count - 1, most).round().astype(np.int64)
         samples = {name: value[some] for name, value in samples.items()}
-    before, after = _Stream(mod, samples), _Stream(mod, samples)
+    before, after = Stream(mod, samples), Stream(mod, samples)
     biases = _biases(before.function)
     done: set[str] = set()
     for binding in ir.bindings(before.function):
@@ -375,7 +408,7 @@ def _biases(function: relax.Function) -> dict[Any, Any]:
     }
 
 
-def _layer(call: Any, bias: Any, before: _Stream, after: _Stream) -> LayerInputs | None:
+def _layer(call: Any, bias: Any, before: Stream, after: Stream) -> LayerInputs | None:
     convolution = edge.op_name(call) in _CONVOLUTIONS
     data, weight = call.args
     value = np.asarray(before.values[weight])

@@ -12,8 +12,8 @@ from tvm_compress.errors import OptionError
 
 __all__ = ["Board", "Cpu", "EmulatorName", "Fpu", "Region", "get_board", "list_boards"]
 
-Cpu = Literal["cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33"]
-Fpu = Literal["none", "fpv4-sp-d16", "fpv5-sp-d16"]
+Cpu = Literal["cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
+Fpu = Literal["none", "fpv4-sp-d16", "fpv5-sp-d16", "fpv5-d16"]
 EmulatorName = Literal["unicorn", "qemu"]
 
 _FOLDER = Path(__file__).parent / "boards"
@@ -44,15 +44,30 @@ class Board(BaseModel):
     fpu: Fpu
     flash: Region
     ram: Region
+    # Where the processor reads its vector table at reset; without it the flash begins with it.
+    vectors: int | None = Field(default=None, ge=0, lt=2**32, multiple_of=128)
     stack_bytes: int = Field(gt=0, multiple_of=8)
     emulators: tuple[EmulatorName, ...] = Field(default=(), strict=False)
     qemu_machine: str | None = None
     clock_hz: int | None = Field(default=None, gt=0)
 
+    @property
+    def has_dsp(self) -> bool:
+        """Whether the core has the DSP extension (SMLAD and its like)."""
+        return self.cpu in ("cortex-m4", "cortex-m7", "cortex-m33")
+
+    @property
+    def has_mve(self) -> bool:
+        """Whether the core has the M-profile vector extension (MVE, Helium)."""
+        return self.cpu == "cortex-m55"
+
     @model_validator(mode="after")
     def _consistent(self) -> Board:
         if self.flash.origin < self.ram.end and self.ram.origin < self.flash.end:
             raise ValueError("flash and ram overlap; give them disjoint address ranges")
+        table = self.vectors
+        if table is not None and any(r.origin <= table < r.end for r in (self.flash, self.ram)):
+            raise ValueError("vectors lies in flash or ram; leave it out, or give other memory")
         if self.stack_bytes >= self.ram.length:
             raise ValueError("stack_bytes is not smaller than ram.length; lower stack_bytes")
         if self.flash.end > 2**32 or self.ram.end > 2**32:
@@ -63,6 +78,11 @@ class Board(BaseModel):
             raise ValueError('a cortex-m3 has no FPU; set fpu = "none"')
         if self.cpu == "cortex-m4" and self.fpu == "fpv5-sp-d16":
             raise ValueError('the FPU of a cortex-m4 is "fpv4-sp-d16" (or "none")')
+        if (self.cpu == "cortex-m55") != (self.fpu == "fpv5-d16"):
+            # MVE shares its registers, and compilers know the two together alone.
+            raise ValueError('a cortex-m55, and no other core here, has fpu = "fpv5-d16"')
+        if self.cpu == "cortex-m55" and "unicorn" in self.emulators:
+            raise ValueError('unicorn knows no cortex-m55; set emulators = ["qemu"]')
         return self
 
 

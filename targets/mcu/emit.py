@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tvm.s_tir.schedule.schedule import ScheduleError
 
 from tvm_compress import edge
 from tvm_compress.errors import UnsupportedError
+from tvm_compress.targets.mcu.in_place import in_place_arguments
 from tvm_compress.targets.mcu.kernels import OPAQUE
 
 __all__ = ["CFunction", "emit_function", "float_literal"]
@@ -32,10 +34,25 @@ _DEFINITION = re.compile(r"TVM_DLL void (\w+)\(([^)]*)\) \{\n(.*?)^\}\n", re.M |
 
 @dataclass(frozen=True)
 class CFunction:
-    """A C function that has no name yet."""
+    """A C function that has no name yet.
+
+    ``in_place`` are the indices of the parameters whose bytes the output may take.
+    """
 
     parameters: tuple[str, ...]
     body: str
+    in_place: tuple[int, ...] = ()
+
+    def sharing(self, parameters: Collection[int]) -> CFunction:
+        """Give the function for calls in which some parameters point to the same bytes.
+
+        What is written through one ``restrict`` pointer may not be reached through another.
+        """
+        declared = tuple(
+            text.replace("restrict ", "") if i in parameters else text
+            for i, text in enumerate(self.parameters)
+        )
+        return replace(self, parameters=declared)
 
     def definition(self, name: str) -> str:
         """Give the definition as a static function called ``name``."""
@@ -52,7 +69,8 @@ def emit_function(function: tirx.PrimFunc, outputs: int) -> tuple[CFunction, tup
         UnsupportedError: the C code generator has no form for the loop nest.
     """
     target = tvm.target.Target("c")
-    mod = tvm.IRModule({"kernel": _inlined(function).with_attr("global_symbol", "kernel")})
+    inlined = _inlined(function)
+    mod = tvm.IRModule({"kernel": inlined.with_attr("global_symbol", "kernel")})
     try:
         mod = tvm.transform.Sequential([tirx.transform.BindTarget(target), *_passes(function)])(mod)
         plain, workspaces = _with_pointers(mod["kernel"])
@@ -72,7 +90,8 @@ def emit_function(function: tirx.PrimFunc, outputs: int) -> tuple[CFunction, tup
     if not _is_kernel(function):
         # The first step of a reduction's loop sets them, which not every compiler can tell.
         body = _LOCAL.sub(lambda local: local[0].replace(";", " = {0};"), body)
-    return CFunction(tuple(declared), _unused(body, declared) + body), workspaces
+    body = _unused(body, declared) + body
+    return CFunction(tuple(declared), body, in_place_arguments(inlined, outputs)), workspaces
 
 
 def _is_kernel(function: tirx.PrimFunc) -> bool:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tvm_compress.errors import CompressError, MissingToolError
 from tvm_compress.targets.mcu.boards import Board
 from tvm_compress.targets.mcu.elf import Elf
-from tvm_compress.targets.mcu.engine import OUTSIDE, CodeMap, Execution
+from tvm_compress.targets.mcu.engine import OUTSIDE, PLANES, CodeMap, Execution, check_blocks
 from tvm_compress.targets.mcu.toolchain import host_library
 
 __all__ = ["available", "run"]
@@ -113,58 +113,61 @@ class _Semihost:
 
 
 class _Counter(ctypes.Structure):
-    """As ``struct count_hook`` in runtime/count_hook.c."""
+    """As ``struct layer_counter`` in runtime/layer_counter.h."""
 
     _fields_ = (
         ("base", ctypes.c_uint64),
         ("halfwords", ctypes.c_uint64),
+        ("owner_count", ctypes.c_uint64),
         ("owners", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("end", ctypes.c_uint64),
+        ("unknown", ctypes.c_uint64),
         ("current", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
-        ("code", ctypes.c_void_p),
-        ("sizes", ctypes.c_void_p),
-        ("lengths", ctypes.c_void_p),
-        ("unknown_blocks", ctypes.c_uint64),
     )
 
 
 class _Counting:
-    """The C block hook, its arrays and its place in a unicorn engine."""
+    """The hooks in C, their arrays and their place in a unicorn engine."""
 
     def __init__(self, unicorn: Any, machine: Any, code: CodeMap) -> None:
         halfwords = len(code.owners)
-        self.counts: NDArray[np.uint64] = np.zeros(code.owner_count, np.uint64)
-        self._arrays = (
-            np.ascontiguousarray(code.owners, np.uint16),
-            np.frombuffer(code.code, np.uint8).copy(),
-            np.zeros(halfwords, np.uint32),
-            np.zeros(halfwords, np.uint32),
-        )
-        owners, text, sizes, lengths = self._arrays
+        shape = (PLANES, code.owner_count, halfwords + 1)
+        self.counts: NDArray[np.int64] = np.zeros(shape, np.int64)
+        self._owners = np.ascontiguousarray(code.owners, np.uint16)
         self._state = _Counter(
             base=code.base,
             halfwords=halfwords,
-            owners=owners.ctypes.data,
+            owner_count=code.owner_count,
+            owners=self._owners.ctypes.data,
             counts=self.counts.ctypes.data,
             current=OUTSIDE,
-            code=text.ctypes.data,
-            sizes=sizes.ctypes.data,
-            lengths=lengths.ctypes.data,
         )
         library = host_library(_RUNTIME / "count_hook.c", (_RUNTIME / "layer_counter.h",))
-        hook = ctypes.cast(ctypes.CDLL(str(library)).count_hook_block, ctypes.c_void_p)
+        self._library = ctypes.CDLL(str(library))
+        self._hook(unicorn, machine, unicorn.UC_HOOK_BLOCK, self._library.count_hook_block, 1, 0)
+        for index in np.flatnonzero(code.watched):
+            at = code.base + 2 * int(index)
+            self._hook(
+                unicorn, machine, unicorn.UC_HOOK_CODE, self._library.count_hook_pass, at, at
+            )
+
+    def _hook(
+        self, unicorn: Any, machine: Any, kind: int, function: Any, first: int, last: int
+    ) -> None:
+        """Have ``function`` called from ``first`` to ``last``; everywhere where last < first."""
         handle = ctypes.c_size_t()
         # Python's own binding would wrap the callback in Python; the C library takes it as it is.
         binding = importlib.import_module("unicorn.unicorn_py3.unicorn")
         status = binding.uclib.uc_hook_add(
             machine._uch,
             ctypes.byref(handle),
-            unicorn.UC_HOOK_BLOCK,
-            hook,
+            kind,
+            ctypes.cast(function, ctypes.c_void_p),
             ctypes.cast(ctypes.pointer(self._state), ctypes.c_void_p),
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            ctypes.c_uint64(first),
+            ctypes.c_uint64(last),
         )
         if status != unicorn.UC_ERR_OK:
             raise CompressError(
@@ -175,7 +178,7 @@ class _Counting:
     @property
     def unknown_blocks(self) -> int:
         """Blocks that ran outside the code map."""
-        return int(self._state.unknown_blocks)
+        return int(self._state.unknown)
 
 
 def _map(machine: Any, board: Board) -> None:
@@ -202,8 +205,8 @@ def run(
         elf: the linked firmware.
         board: its memories are mapped, nothing else is.
         files: what the firmware can open for reading.
-        code: counts instructions by the owners of this map; without it nothing is counted and
-            the code runs at full speed.
+        code: counts what runs by the owners of this map; without it nothing is counted and the
+            code runs at full speed.
         timeout_s: seconds until a firmware that does not end is stopped.
 
     Raises:
@@ -257,10 +260,7 @@ def run(
             f"{elf.function_at(machine.reg_read(arm.UC_ARM_REG_PC))}. "
             "Give fewer samples at a time or a longer timeout."
         )
-    if counting and counting.unknown_blocks:
-        raise CompressError(
-            "The firmware ran code outside its section .text, which cannot be counted. "
-            "Keep functions in .text."
-        )
+    if counting:
+        check_blocks(counting.unknown_blocks)
     written = {name: bytes(data) for name, data in semihost.written.items()}
     return Execution(semihost.exit_code, written, counting.counts if counting else None)

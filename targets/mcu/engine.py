@@ -7,12 +7,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_compress.errors import CompressError
 from tvm_compress.targets.mcu.elf import Elf
 
-__all__ = ["DISPATCH", "FIRST_LAYER", "INHERIT", "OUTSIDE", "CodeMap", "Execution", "code_map"]
+__all__ = [
+    "DISPATCH",
+    "EDGES",
+    "FIRST_LAYER",
+    "INHERIT",
+    "JUMPS",
+    "OUTSIDE",
+    "PASSED",
+    "PLANES",
+    "CodeMap",
+    "Execution",
+    "check_blocks",
+    "code_map",
+]
 
-# Owners of code; runtime/layer_counter.h has the same numbers.
+# Owners of code and planes of counts; runtime/layer_counter.h has the same numbers.
 INHERIT, OUTSIDE, DISPATCH, FIRST_LAYER = 0, 1, 2, 3
+EDGES, JUMPS, PASSED, PLANES = 0, 1, 2, 3
 
 _HARNESS = ("harness_", "semihost_", "startup_", "main")
 
@@ -24,12 +39,16 @@ class Execution:
     Attributes:
         exit_code: what the firmware gave to the semihosting exit call.
         files: the files that the firmware wrote, by name.
-        counts: instructions by owner (uint64, index as in :class:`CodeMap`), where counted.
+        counts: where counted, int64 of shape (PLANES, owners, halfwords + 1), by halfword of the
+            :class:`CodeMap`. ``EDGES``: how often a block of code began here, less how often one
+            ended here; the running sum is how often an instruction ran. ``JUMPS``: how often
+            other code than the next followed what ends here. ``PASSED``: how often a watched
+            instruction was not skipped.
     """
 
     exit_code: int
     files: dict[str, bytes]
-    counts: NDArray[np.uint64] | None = None
+    counts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +62,15 @@ class CodeMap:
             counts for whoever called it (libm, memcpy).
         owner_count: one more than the largest owner.
         code: the bytes of the code, two a halfword.
+        watched: bool, one a halfword: the instructions of which ``PASSED`` is counted, all of
+            which access memory; see :func:`tvm_compress.targets.mcu.cycles.watch`.
     """
 
     base: int
     owners: NDArray[np.uint16]
     owner_count: int
     code: bytes
+    watched: NDArray[np.bool_]
 
 
 def code_map(elf: Elf, run_symbol: str, layer_symbols: tuple[str, ...]) -> CodeMap:
@@ -78,4 +100,21 @@ def code_map(elf: Elf, run_symbol: str, layer_symbols: tuple[str, ...]) -> CodeM
     )
     offset = text.address - segment.virtual
     code = segment.data[offset : offset + 2 * len(owners)].ljust(2 * len(owners), b"\0")
-    return CodeMap(text.address, owners, FIRST_LAYER + len(layer_symbols), code)
+    watched = np.zeros(len(owners), np.bool_)
+    return CodeMap(text.address, owners, FIRST_LAYER + len(layer_symbols), code, watched)
+
+
+def check_blocks(unknown: int) -> None:
+    """Check that all code that ran was in the map.
+
+    Args:
+        unknown: blocks of code that ran outside.
+
+    Raises:
+        CompressError: there were some.
+    """
+    if unknown:
+        raise CompressError(
+            "The firmware ran code outside its section .text, which cannot be counted. "
+            "Keep functions in .text."
+        )

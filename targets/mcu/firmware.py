@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_compress.errors import BudgetError, CompressError, DataError, OptionError
-from tvm_compress.targets.mcu import emulator, qemu
+from tvm_compress.targets.mcu import cycles, emulator, qemu
 from tvm_compress.targets.mcu.boards import Board, EmulatorName
 from tvm_compress.targets.mcu.c_types import C_TYPES
 from tvm_compress.targets.mcu.elf import Elf, read_elf
@@ -45,6 +45,7 @@ _RUNTIME = Path(__file__).parent / "runtime"
 _RUNTIME_SOURCES = ("startup.c", "semihost.c", "harness.c", "libm.c")
 # The linker gets room to spare, so that it is our sentence that says what does not fit.
 _LINK_BYTES = 0x1000_0000
+_VECTORS_BYTES = 64  # 16 words, for no interrupt is used
 _TRAILER = struct.Struct("<IIIi")
 _MAGIC = 0x504D4354
 Array = NDArray[Any]
@@ -126,17 +127,23 @@ class Size:
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """Instructions of one layer, libm and memcpy that it calls included."""
+    """Cost of one layer, libm and memcpy that it calls included.
+
+    ``mix`` are the instructions by class, ``model_cycles`` the cycles by the Cortex-M4's table
+    (None on a processor without one); see :mod:`tvm_compress.targets.mcu.cycles`.
+    """
 
     name: str
     kind: str
     symbol: str
     instructions: int
+    model_cycles: int | None
+    mix: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Instructions of one inference, from entry to return of the model's run function.
+    """Cost of one inference, from entry to return of the model's run function.
 
     An instruction that an IT block skips counts: the processor fetches it and spends a cycle.
     The first layer is "dispatch": the run function itself. The layers sum to the total.
@@ -149,6 +156,13 @@ class Profile:
     def instructions(self) -> int:
         """Instructions of the whole inference."""
         return sum(layer.instructions for layer in self.layers)
+
+    @property
+    def model_cycles(self) -> int | None:
+        """Cycles of the whole inference by the Cortex-M4's table, or None; never time."""
+        cycles = [layer.model_cycles for layer in self.layers]
+        known = [count for count in cycles if count is not None]
+        return sum(known) if len(known) == len(cycles) else None
 
 
 @dataclass(frozen=True)
@@ -192,7 +206,7 @@ class Firmware:
         engine: str | None = None,
         timeout_s: float = 600.0,
     ) -> Profile:
-        """Count the instructions of one inference, layer by layer.
+        """Count instructions and model cycles of one inference, layer by layer.
 
         Args:
             inputs: by input name, one sample: the input's shape, or that behind a first axis of 1.
@@ -202,7 +216,7 @@ class Firmware:
         Raises:
             DataError: a name, shape or dtype is wrong, or there is more than one sample.
             OptionError: the board does not run on that engine.
-            MissingToolError: the engine is not installed.
+            MissingToolError: the engine or the disassembler is not installed.
             CompressError: the firmware faulted, failed or did not end.
         """
         shapes = {spec.name: spec.shape for spec in self.model.inputs}
@@ -219,18 +233,19 @@ class Firmware:
             )
         chosen = _choose_engine(self.board, engine)
         symbols = tuple(layer.symbol for layer in self.model.layers)
-        code = code_map(read_elf(self.elf), self.model.run_symbol, symbols)
+        code = cycles.watch(code_map(read_elf(self.elf), self.model.run_symbol, symbols))
         execution = _execute(self.elf, self.board, chosen, data, code, timeout_s)
         _unpack_outputs(self.model, execution, samples)
         if execution.counts is None:
             raise AssertionError("the engine was asked to count and did not")
+        costs = cycles.count_costs(code, execution.counts, self.board.cpu, self.model.name)
         rows = (Layer(self.model.run_symbol, "dispatch", "dispatch"), *self.model.layers)
         return Profile(
             tuple(
                 LayerProfile(
-                    row.name, row.kind, row.symbol, int(execution.counts[DISPATCH + index])
+                    row.name, row.kind, row.symbol, cost.instructions, cost.model_cycles, cost.mix
                 )
-                for index, row in enumerate(rows)
+                for row, cost in zip(rows, costs[DISPATCH:], strict=True)
             ),
             chosen,
         )
@@ -394,11 +409,16 @@ def _harness_header(model: ModelSources) -> str:
 
 
 def _link_script(board: Board) -> str:
+    alias = vectors = ""
+    if board.vectors is None:
+        alias = 'REGION_ALIAS("VECTORS", FLASH)\n'
+    else:
+        vectors = f"    VECTORS (rx) : ORIGIN = {board.vectors:#x}, LENGTH = {_VECTORS_BYTES:#x}\n"
     memory = (
-        "MEMORY\n{\n"
+        f"MEMORY\n{{\n{vectors}"
         f"    FLASH (rx) : ORIGIN = {board.flash.origin:#x}, LENGTH = {_LINK_BYTES:#x}\n"
         f"    RAM (rwx) : ORIGIN = {board.ram.origin:#x}, LENGTH = {_LINK_BYTES:#x}\n"
-        "}\n"
+        f"}}\n{alias}"
         f"link_stack_top = {board.ram.end // 8 * 8:#x};\n"
         f"link_stack_bytes = {board.stack_bytes:#x};\n"
     )
@@ -417,7 +437,7 @@ def _check_model(model: ModelSources) -> None:
             f"{model.run_symbol}. Generate the sources again."
         )
     for name in model.files:
-        if Path(name).name != name or not name.endswith((".c", ".h")):
+        if Path(name).name != name or not name.endswith((".c", ".h", ".s")):
             raise OptionError(
                 f"The sources of {model.name} hold a file {name!r}; expected plain names that "
                 "end in .c or .h. Rename it."
@@ -543,7 +563,7 @@ def link_firmware(
         linked = folder / f"{sources.name}.elf"
         tool.build(
             [
-                *(folder / name for name in sources.files if name.endswith(".c")),
+                *(folder / name for name in sources.files if name.endswith((".c", ".s"))),
                 *(_RUNTIME / name for name in _RUNTIME_SOURCES),
             ],
             [folder, _RUNTIME],

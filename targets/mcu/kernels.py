@@ -29,14 +29,14 @@ from typing import Any
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import FloatImm, IntImm
+from tvm.tirx import Cast, IntImm
 from tvm.tirx.script import builder as T
 
 from tvm_compress.targets.mcu.geometry import Geometry
 from tvm_compress.targets.mcu.tir import Expr, Register, array, as_int, loop, register, registers
 from tvm_compress.targets.mcu.weights import Dense, PackedGaps, Source
 
-__all__ = ["OPAQUE", "Epilogue", "build_kernel"]
+__all__ = ["OPAQUE", "Arithmetic", "Epilogue", "build_kernel", "build_stub"]
 
 # FuseOps leaves a function of this pattern alone: the epilogue is inside already.
 OPAQUE = 8
@@ -61,20 +61,41 @@ class Epilogue:
     operands: tuple[tuple[tuple[int, ...], str], ...] = ()
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """The dtypes of input and output, and the integer that the input's padding stands for.
+
+    Integers are summed in int32, floats in float32. A ``zero`` is taken off every input, so that
+    padding adds nothing to the sum.
+    """
+
+    x: str = "float32"
+    y: str = "float32"
+    zero: int = 0
+
+    @property
+    def total(self) -> str:
+        """The dtype of sums and of decoded weights in registers."""
+        return self.x if self.x.startswith("float") else "int32"
+
+
 def _i64(shape: Sequence[int]) -> list[Expr]:
     return [IntImm("int64", size) for size in shape]
 
 
-def build_kernel(geometry: Geometry, source: Source, epilogue: Epilogue) -> Any:
+def build_kernel(
+    geometry: Geometry, source: Source, epilogue: Epilogue, arithmetic: Arithmetic | None = None
+) -> Any:
     """Build the PrimFunc ``(x, epilogue operands..., weight arrays..., y)``.
 
     The arguments have the shapes that the IR gives them, so that a Relax ``call_tir`` can call it.
     """
+    arithmetic = arithmetic or Arithmetic()
     if geometry.pointwise:
         geometry = geometry.flattened()
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
-        x = T.arg("x", T.buffer(_i64(geometry.in_shape), "float32"))
+        x = T.arg("x", T.buffer(_i64(geometry.in_shape), arithmetic.x))
         extra = [
             T.arg(f"e{i}", T.buffer(_i64(shape), dtype))
             for i, (shape, dtype) in enumerate(epilogue.operands)
@@ -83,11 +104,26 @@ def build_kernel(geometry: Geometry, source: Source, epilogue: Epilogue) -> Any:
             T.arg(operand.name, T.buffer(_i64(operand.value.shape), str(operand.value.dtype)))
             for operand in source.operands()
         ]
-        y = T.arg("y", T.buffer(_i64(geometry.out_shape), "float32"))
-        kernel = _Kernel(geometry, source, epilogue, x, extra, weights, y)
+        y = T.arg("y", T.buffer(_i64(geometry.out_shape), arithmetic.y))
+        kernel = _Kernel(geometry, source, epilogue, arithmetic, x, extra, weights, y)
         with loop("n", 0, geometry.batch) as n:
             kernel.batch = n
             kernel.emit()
+    return builder.get()
+
+
+def build_stub(
+    inputs: Sequence[tuple[tuple[int, ...], str]], out: tuple[tuple[int, ...], str]
+) -> Any:
+    """Build the PrimFunc ``(inputs..., y)`` of what another function than a loop nest computes.
+
+    Tensors are (shape, dtype).
+    """
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+        for i, (shape, dtype) in enumerate((*inputs, out)):
+            T.arg(f"x{i}" if i < len(inputs) else "y", T.buffer(_i64(shape), dtype))
+        T.evaluate(IntImm("int32", 0))
     return builder.get()
 
 
@@ -99,12 +135,14 @@ class _Kernel:
         geometry: Geometry,
         source: Source,
         epilogue: Epilogue,
+        arithmetic: Arithmetic,
         x: Expr,
         extra: Sequence[Expr],
         weights: Sequence[Expr],
         y: Expr,
     ) -> None:
         self.g, self.source, self.epilogue = geometry, source, epilogue
+        self.arithmetic, self.total = arithmetic, arithmetic.total
         self.x, self.extra, self.weights, self.y = x, extra, weights, y
         self.batch: Expr = 0
 
@@ -151,7 +189,20 @@ class _Kernel:
         return [self.batch, channel, *pixel]
 
     def _input(self, channel: Expr, row: Expr, column: Expr) -> Expr:
-        return self.x[tuple(self._index(self.g.in_shape, channel, row, column))]
+        return self._wide(self.x[tuple(self._index(self.g.in_shape, channel, row, column))])
+
+    def _wide(self, element: Expr) -> Expr:
+        """Give an input's element as sums take it."""
+        if self.total != "int32":
+            return element
+        zero = self.arithmetic.zero
+        return as_int(element) - zero if zero else as_int(element)
+
+    def _weight(self, value: Expr) -> Register:
+        """Put a weight into a register of the sums' dtype."""
+        weight = register("weight", self.total)
+        weight.set(as_int(value) if self.total == "int32" else value)
+        return weight
 
     def _store(self, channel: Expr, row: Expr, column: Expr, total: Expr) -> None:
         indices = self._index(self.g.out_shape, channel, row, column)
@@ -193,7 +244,7 @@ class _Kernel:
 
     def _tile(self, terms: _Terms, o: Expr, row: Expr, column: Expr, tile: _Tile) -> None:
         """Sum and store the pixels of one tile."""
-        sums = registers("sum", tile.size)
+        sums = registers("sum", tile.size, self.total)
         window = tile.window or [(self._clip(1, column), range(tile.size))]
         for weight, pixel, pixels in terms(row, column, self._clip(0, row), window):
             for t in pixels:
@@ -225,7 +276,7 @@ class _Kernel:
         if isinstance(self.source, Dense):
             weights = self.weights[0]
             return self._grid(o, lambda place: weights[o, place])
-        scratch = array("decoded", self.g.columns, "float32")
+        scratch = array("decoded", self.g.columns, self.source.dtype)
         with loop("k", 0, self.g.columns) as k:
             T.buffer_store(scratch, self.source.load(self.weights, o, k), [k])
         return self._grid(o, lambda place: scratch[place])
@@ -246,8 +297,7 @@ class _Kernel:
                 for i, (columns, pixels) in product(range(unrolled), window):
                     c = block * unrolled + i
                     with _columns(columns) as kw:
-                        weight = register("weight")
-                        weight.set(load((c * g.kernel[0] + kh) * g.kernel[1] + kw))
+                        weight = self._weight(load((c * g.kernel[0] + kh) * g.kernel[1] + kw))
 
                         def pixel(t: int, c: Expr = c, kw: Expr = kw) -> Expr:
                             return self._input(
@@ -271,8 +321,7 @@ class _Kernel:
         count.set(as_int(rows[o + 1]) - first.get())
         with loop("entry", 0, count.get()) as entry:
             gap, value = self.source.entry(self.weights, o, first.get() + entry)
-            weight = register("weight")
-            weight.set(value)
+            weight = self._weight(value)
             position.set(position.get() + gap)
             yield position, weight
 
@@ -286,7 +335,7 @@ class _Kernel:
         longest = max(_SHORT_LIST, longest)
         offsets, values = (
             array("offsets", longest, "int32"),
-            array("values", longest, "float32"),
+            array("values", longest, self.source.dtype),
         )
         starts = array("starts", taps + 1, "int32")
         length, next_tap = register("length", "int32", 0), register("next_tap", "int32", 0)
@@ -310,9 +359,9 @@ class _Kernel:
                 offset = offset + kh * (g.dilation[0] * row_step)
                 offset = offset + kw.get() * (g.dilation[1] * column_step)
             T.buffer_store(offsets, offset, [length.get()])
-            T.buffer_store(values, weight.get(), [length.get()])
+            T.buffer_store(values, Cast(source.dtype, weight.get()), [length.get()])
             # A filler entry is written too, and overwritten by the next one.
-            length.set(length.get() + as_int(weight.get() != FloatImm("float32", 0.0)))
+            length.set(length.get() + as_int(weight.get() != Cast(self.total, IntImm("int32", 0))))
         mark(IntImm("int32", taps + 1))
         base = self._first_input(o) * channel_step
 
@@ -338,8 +387,8 @@ class _Kernel:
                     begin.set(starts[kw * height + rows[0]])
                     end.set(starts[kw * height + rows[1]])
                     with loop("e", 0, end.get() - begin.get()) as e:
-                        weight, place = register("weight"), register("place", "int32")
-                        weight.set(values[begin.get() + e])
+                        weight = self._weight(values[begin.get() + e])
+                        place = register("place", "int32")
                         place.set(origin.get() + offsets[begin.get() + e])
 
                         def pixel(t: int, place: Register = place) -> Expr:
@@ -361,7 +410,7 @@ class _Kernel:
         """Give the element of the input at a distance from the sample's first one."""
         rank = len(self.g.in_shape)
         indices = [0] * (rank - 1) if self.g.rank == 0 else [self.batch] + [0] * (rank - 2)
-        return self.x[(*indices, place)]
+        return self._wide(self.x[(*indices, place)])
 
 
 # A half-open range of taps or places, known when the kernel is made or at run time.

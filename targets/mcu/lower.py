@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
@@ -22,8 +22,21 @@ from tvm.tirx import FloatImm
 from tvm_compress import edge, ir
 from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
 from tvm_compress.ops import CODEBOOK
+from tvm_compress.targets.mcu.dsp import Preference, dsp_kernels, dsp_takes_sum
+from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
+from tvm_compress.targets.mcu.dsp.convolution import Convolution
+from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
+from tvm_compress.targets.mcu.dsp.residual import Residual
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
-from tvm_compress.targets.mcu.kernels import Epilogue, build_kernel
+from tvm_compress.targets.mcu.integer_groups import (
+    IntegerGroup,
+    find_integer_groups,
+    with_residuals,
+)
+from tvm_compress.targets.mcu.joins import write_parts
+from tvm_compress.targets.mcu.kernels import Epilogue, build_kernel, build_stub
+from tvm_compress.targets.mcu.mve import mve_kernel
+from tvm_compress.targets.mcu.mve.groups import VectorGroup, find_vector_groups
 from tvm_compress.targets.mcu.weights import (
     Dense,
     PackedCodes,
@@ -43,7 +56,7 @@ OUTPUT_NAMES = "tvm_compress.output_names"
 
 @dataclass(frozen=True)
 class LoweredLayer:
-    """What is known of a step that multiplies weights: for reports and for symbols."""
+    """What is known of a step that multiplies weights: for reports, symbols and memory."""
 
     name: str
     kind: str
@@ -51,6 +64,9 @@ class LoweredLayer:
     weight: str
     macs: int
     operands: int  # how many of the call's last arguments are the weight's arrays
+    in_place: tuple[int, ...] = ()  # the arguments whose bytes the output may take
+    assembly: AssemblyFunction | None = None  # what computes it, in place of its loop nest
+    scratch_bytes: int = 0  # of the assembly
 
 
 # Scalar meanings of the operators that may follow a sum in its kernel.
@@ -82,15 +98,27 @@ class _Group:
     tail: list[tuple[Any, int]] = field(default_factory=list)
 
 
-def lower(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, LoweredLayer]]:
-    """Lower a canonical module.
+def lower(
+    mod: tvm.IRModule, *, dsp: bool = False, mve: bool = False, preference: Preference | None = None
+) -> tuple[tvm.IRModule, dict[str, LoweredLayer]]:
+    """Lower a canonical module; ``dsp`` and ``mve`` say which extension the core has.
+
+    ``preference`` is what kernels for the DSP extension are chosen by.
 
     Returns:
         The lowered module (``call_tir`` and ``reshape`` alone are left in ``main``) and what is
         known of the calls that multiply weights, by the name of the variable they are bound to.
     """
     fuse = _FuseLayers(mod)
-    mod = fuse.run()
+    if dsp and not mve:
+        fuse.take_sums(
+            mod, lambda group: edge.dtype_of(group.x) == "int8" and dsp_takes_sum(group.layer())
+        )
+        fuse.take_kernels(lambda layers: dsp_kernels(layers, preference or Preference()))
+    if mve:
+        fuse.take_kernels(lambda layers: [mve_kernel(layer) for layer, _ in layers])
+        fuse.take_vectors(find_vector_groups(mod))
+    mod = write_parts(fuse.run())
     passes = [
         # A reshape moves nothing: the memory planner gives both names the same bytes.
         relax.transform.LegalizeOps({"relax.reshape": lambda builder, call: call}),
@@ -113,6 +141,24 @@ def lower(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, LoweredLayer]]:
     return lowered, layers
 
 
+class _AssemblyKernel(Protocol):
+    """What computes an integer layer in assembly."""
+
+    @property
+    def layout(self) -> str:
+        """How the weights lie in the stream."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch that a call takes."""
+
+    def stream(self) -> NDArray[Any]:
+        """Give the weights and constants, uint32, as the function reads them."""
+
+    def function(self) -> AssemblyFunction:
+        """Write ``void f(const void *x, const void *stream, void *y, void *scratch)``."""
+
+
 class _FuseLayers(ir.Rewriter):
     """Replaces each group of a sum and its tail by one call of a kernel."""
 
@@ -122,13 +168,42 @@ class _FuseLayers(ir.Rewriter):
         self._kernels = relax.BlockBuilder()
         self._named = ir.parameters(mod)
         self._groups = _find_groups(mod, self._named)
+        self._integers = find_integer_groups(mod, self._named)
         # What a group computes on its way is dropped with its variables.
-        self._inside = {name for group in self._groups.values() for name in group.names}
+        groups = (*self._groups.values(), *self._integers.values())
+        self._inside = {name for group in groups for name in group.names}
+        self._assembly: dict[str, _AssemblyKernel | None] = {}
+        self._vectors: dict[str, VectorGroup] = {}
+
+    def take_sums(self, mod: tvm.IRModule, takes: Callable[[IntegerGroup], bool]) -> None:
+        """Let kernels take in the additions behind them."""
+        self._integers = with_residuals(mod, self._integers, takes)
+        self._inside |= {name for group in self._integers.values() for name in group.names}
+
+    def take_kernels(
+        self,
+        choose: Callable[
+            [Sequence[tuple[IntegerLayer, Residual | None]]], Sequence[_AssemblyKernel | None]
+        ],
+    ) -> None:
+        """Let kernels in assembly compute the integer layers, where there are some."""
+        groups = {n: g for n, g in self._integers.items() if edge.dtype_of(g.x) == "int8"}
+        kernels = choose([(group.layer(), group.sum) for group in groups.values()])
+        self._assembly = dict(zip(groups, kernels, strict=True))
+
+    def take_vectors(self, groups: dict[str, VectorGroup]) -> None:
+        """Let kernels with MVE compute these groups too."""
+        self._vectors = groups
+        self._inside |= {name for group in groups.values() for name in group.names}
 
     def rewrite(self, name: str, value: Any) -> Any:
         group = self._groups.get(name)
         if group is not None:
             return self._call(name, group)
+        if name in self._vectors:
+            return self._vector_call(name, self._vectors[name])
+        if name in self._integers:
+            return self._integer_call(name, self._integers[name])
         if name in self._inside or not isinstance(value, tvm.ir.Call):
             return value
         return self._with_gather(value) if any(map(self._shared, value.args)) else value
@@ -179,20 +254,81 @@ class _FuseLayers(ir.Rewriter):
         extra = [arg for arg in extra if edge.is_tensor(arg) and not _scalar(arg)]
         shapes = tuple((edge.static_shape(arg) or (), edge.dtype_of(arg)) for arg in extra)
         epilogue = Epilogue(_compose(group.tail), shapes)
-        kind = (edge.op_name(group.call) or "").rsplit(".", 1)[-1]
-        if geometry.groups > 1 and geometry.inputs == 1:
-            kind = f"depthwise_{kind}"
+        kind = _kind(group.call, geometry)
         function = build_kernel(geometry, source, epilogue)
         kernel = self._kernels.add_func(function, f"{kind}_{source.layout}")
         operands = source.operands()
+        # An operand of the epilogue that has the output's elements is read one by one, each right
+        # before the element of the output is stored.
+        in_place = tuple(
+            1 + i
+            for i, (shape, dtype) in enumerate(shapes)
+            if dtype == "float32" and math.prod(shape) == math.prod(geometry.out_shape)
+        )
         self.layers[name] = LoweredLayer(
-            name, kind, source.layout, parameter.name, geometry.macs, len(operands)
+            name, kind, source.layout, parameter.name, geometry.macs, len(operands), in_place
         )
         args = [group.call.args[0], *extra]
         args = [edge.substitute(arg, self._new) for arg in args]
         args += [edge.constant(operand.value) for operand in operands]
         result = relax.TensorType(geometry.out_shape, "float32")
         return relax.call_tir(kernel, args, result)
+
+    def _integer_call(self, name: str, group: IntegerGroup) -> Any:
+        geometry = group.geometry
+        kind = _kind(group.call, geometry)
+        x = edge.substitute(group.x, self._new)
+        kernel = self._assembly.get(name)
+        others = [] if group.sum is None else [edge.substitute(group.residual, self._new)]
+        arrays: list[NDArray[Any]]
+        if kernel is not None:
+            arrays, layout = [kernel.stream()], kernel.layout
+            if isinstance(kernel, Convolution):
+                arrays += kernel.tables
+            constants = len(arrays)
+            inputs = [(geometry.in_shape, edge.dtype_of(x))]
+            inputs += [(geometry.out_shape, edge.dtype_of(other)) for other in others]
+            inputs += [(array.shape, str(array.dtype)) for array in arrays]
+            function = build_stub(inputs, (geometry.out_shape, group.out_dtype))
+        else:
+            source = choose_layout(group.parameter, geometry)
+            epilogue, extra = group.epilogue()
+            function = build_kernel(geometry, source, epilogue, group.arithmetic())
+            arrays = [*extra, *(operand.value for operand in source.operands())]
+            layout, constants = source.layout, len(source.operands())
+        called = self._kernels.add_func(function, f"{kind}_{layout}")
+        assembly = None if kernel is None else kernel.function()
+        self.layers[name] = LoweredLayer(
+            name,
+            kind,
+            layout,
+            group.parameter.name,
+            geometry.macs,
+            constants,
+            () if assembly is None else assembly.in_place,
+            assembly,
+            0 if kernel is None else kernel.scratch_bytes,
+        )
+        result = relax.TensorType(geometry.out_shape, group.out_dtype)
+        return relax.call_tir(called, [x, *others, *map(edge.constant, arrays)], result)
+
+    def _vector_call(self, name: str, group: VectorGroup) -> Any:
+        inputs = [edge.substitute(x, self._new) for x in group.inputs]
+        types = [edge.tensor_type(x) for x in inputs]
+        shapes = [(edge.static_shape(ty) or (), edge.dtype_of(ty)) for ty in types]
+        function = build_stub(shapes, (group.out_shape, group.out_dtype))
+        called = self._kernels.add_func(function, f"{group.kind}_{group.kernel.layout}")
+        assembly = group.kernel.function()
+        self.layers[name] = LoweredLayer(
+            name, group.kind, group.kernel.layout, "", 0, 0, assembly.in_place, assembly
+        )
+        result = relax.TensorType(group.out_shape, group.out_dtype)
+        return relax.call_tir(called, inputs, result)
+
+
+def _kind(call: Any, geometry: Geometry) -> str:
+    kind = (edge.op_name(call) or "").rsplit(".", 1)[-1]
+    return f"depthwise_{kind}" if geometry.groups > 1 and geometry.inputs == 1 else kind
 
 
 def _gather(codes: te.Tensor, centroids: te.Tensor) -> te.Tensor:
@@ -317,7 +453,7 @@ def choose_layout(parameter: ir.Parameter, geometry: Geometry) -> Source:
         if not parameter.centroids[..., 0].any() and (codes == 0).any():
             gaps = _pack_gaps(stream_order(codes, geometry), bits)
             candidates.append((gaps.nbytes + centroids.nbytes, PackedGaps(gaps, centroids)))
-    elif (dense == 0).any():
+    elif dense.dtype == np.float32 and (dense == 0).any():
         ordered = stream_order(dense, geometry)
         gaps = GapCodes.pack_values(ordered, best_gap_bits(ordered, 0))
         values = gaps.values if gaps.values is not None else dense[:0]

@@ -12,6 +12,9 @@ allocation, which is NP-hard, so the planner takes the best of
 and stops as soon as the arena equals the live-set bound, below which nothing is possible. All work
 is counted, never timed, so that equal lifetimes give equal offsets on every machine.
 
+A step may write its output over an input that dies there: two lifetimes that meet at that step
+then become one. Such a pair is taken where it lowers the sum of what is live.
+
 Source of the greedy orders: Pisarchyk, Lee, "Efficient Memory Management for Deep Neural Net
 Inference" (arXiv 2001.03288), the part on offset calculation.
 """
@@ -20,12 +23,12 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tvm_compress.errors import OptionError
 
-__all__ = ["Lifetime", "MemoryPlan", "live_set_bound", "plan_memory"]
+__all__ = ["Lifetime", "MemoryPlan", "live_bytes", "live_set_bound", "plan_memory"]
 
 # Counted work: candidate tensors looked at by the branch and bound, and neighbours looked at by
 # the local search. Together about 0.3 s of Python.
@@ -62,11 +65,13 @@ class MemoryPlan:
         offsets: Byte offset in the arena, by name of the tensor.
         arena_bytes: Size of the arena in bytes, a multiple of the alignment.
         bound_bytes: The live-set bound in bytes; no plan is smaller.
+        over: The tensor whose bytes a tensor takes, by name, for each that is written in place.
     """
 
     offsets: dict[str, int]
     arena_bytes: int
     bound_bytes: int
+    over: dict[str, str] = field(default_factory=dict)
 
 
 def live_set_bound(lifetimes: Sequence[Lifetime], alignment: int = 16) -> int:
@@ -95,7 +100,32 @@ def live_set_bound(lifetimes: Sequence[Lifetime], alignment: int = 16) -> int:
     return bound
 
 
-def plan_memory(lifetimes: Sequence[Lifetime], *, alignment: int = 16) -> MemoryPlan:
+def live_bytes(lifetimes: Sequence[Lifetime], over: Mapping[str, str], steps: int) -> list[int]:
+    """Return the bytes that are held at each of ``steps`` steps, those that are shared once.
+
+    Args:
+        lifetimes: The tensors, in any order.
+        over: Which tensor takes whose bytes, by name, as in :class:`MemoryPlan`.
+        steps: Their number.
+
+    >>> live_bytes([Lifetime("a", 8, 0, 1), Lifetime("b", 8, 1, 2)], {}, 3)
+    [8, 16, 8]
+    >>> live_bytes([Lifetime("a", 8, 0, 1), Lifetime("b", 8, 1, 2)], {"b": "a"}, 3)
+    [8, 8, 8]
+    """
+    blocks = _blocks(lifetimes, over)
+    return [
+        sum(block.size_bytes for block in blocks if block.first <= step <= block.last)
+        for step in range(steps)
+    ]
+
+
+def plan_memory(
+    lifetimes: Sequence[Lifetime],
+    *,
+    alignment: int = 16,
+    in_place: Sequence[tuple[str, str]] = (),
+) -> MemoryPlan:
     """Give every tensor an offset so that no two that are live together overlap.
 
     The result depends on the arguments alone.
@@ -103,23 +133,141 @@ def plan_memory(lifetimes: Sequence[Lifetime], *, alignment: int = 16) -> Memory
     Args:
         lifetimes: The tensors, in any order.
         alignment: Power of two in bytes; every offset and the arena are multiples of it.
+        in_place: Pairs (tensor, other): the first may begin at the offset of the second, which
+            dies at the step that writes the first. Of those that help, a tensor takes one.
 
     Raises:
         OptionError: ``alignment`` is no power of two, two tensors have one name, a size is below
-            1, or a tensor ends before it begins.
+            1, a tensor ends before it begins, or the tensors of a pair do not meet at one step.
 
     >>> chain = [Lifetime("a", 32, 0, 1), Lifetime("b", 16, 1, 2), Lifetime("c", 32, 2, 3)]
-    >>> plan_memory(chain)
-    MemoryPlan(offsets={'a': 0, 'b': 32, 'c': 0}, arena_bytes=48, bound_bytes=48)
+    >>> plan = plan_memory(chain)
+    >>> plan.offsets, plan.arena_bytes, plan.bound_bytes
+    ({'a': 0, 'b': 32, 'c': 0}, 48, 48)
+    >>> plan = plan_memory(chain[:2], in_place=[("b", "a")])
+    >>> plan.offsets, plan.arena_bytes, plan.over
+    ({'a': 0, 'b': 0}, 32, {'b': 'a'})
     """
-    bound = live_set_bound(lifetimes, alignment)
-    problem = _Problem(lifetimes, alignment, bound)
-    offsets = _solve(problem)
+    live_set_bound(lifetimes, alignment)  # checks them
+    _check_pairs(lifetimes, in_place)
+    over = _share(lifetimes, in_place, alignment)
+    plan = _plan(lifetimes, over, alignment)
+    if over and plan.arena_bytes > plan.bound_bytes:
+        # Longer lifetimes leave fewer ways to pack them.
+        plan = min(plan, _plan(lifetimes, {}, alignment), key=lambda one: one.arena_bytes)
+    return plan
+
+
+def _plan(lifetimes: Sequence[Lifetime], over: dict[str, str], alignment: int) -> MemoryPlan:
+    blocks = _blocks(lifetimes, over)
+    problem = _Problem(blocks, alignment, live_set_bound(blocks, alignment))
+    placed = _solve(problem)
+    offsets = {block.name: offset for block, offset in zip(blocks, placed, strict=True)}
+    owners = _owners(lifetimes, over)
     return MemoryPlan(
-        offsets={life.name: offset for life, offset in zip(lifetimes, offsets, strict=True)},
-        arena_bytes=problem.height(offsets),
-        bound_bytes=bound,
+        offsets={life.name: offsets[owners[life.name]] for life in lifetimes},
+        arena_bytes=problem.height(placed),
+        bound_bytes=problem.bound,
+        over=over,
     )
+
+
+def _owners(lifetimes: Sequence[Lifetime], over: Mapping[str, str]) -> dict[str, str]:
+    """Give the first tensor of the bytes that each tensor lies in."""
+    owners: dict[str, str] = {}
+    for life in sorted(lifetimes, key=lambda life: life.first):
+        owners[life.name] = owners[over[life.name]] if life.name in over else life.name
+    return owners
+
+
+def _blocks(lifetimes: Sequence[Lifetime], over: Mapping[str, str]) -> list[Lifetime]:
+    """Make one lifetime of those that share their bytes, under the name of the first."""
+    owners = _owners(lifetimes, over)
+    blocks: dict[str, Lifetime] = {}
+    for life in lifetimes:
+        owner = owners[life.name]
+        block = blocks.get(owner, life)
+        blocks[owner] = Lifetime(
+            owner,
+            max(block.size_bytes, life.size_bytes),
+            min(block.first, life.first),
+            max(block.last, life.last),
+        )
+    return list(blocks.values())
+
+
+def _share(
+    lifetimes: Sequence[Lifetime], pairs: Sequence[tuple[str, str]], alignment: int
+) -> dict[str, str]:
+    """Choose the pairs that share their bytes, in the order of time.
+
+    A pair is taken if it lowers the largest sum of what is live at a step, or else the second
+    largest, and so on. A smaller tensor holds all bytes of the block that it lies in, which may
+    cost more at later steps than it saves at its first: it is looked at where the sum is largest.
+    """
+    by_name = {life.name: life for life in lifetimes}
+    choices: dict[str, list[str]] = {}
+    for tensor, other in pairs:
+        choices.setdefault(tensor, []).append(other)
+    last = max((life.last for life in lifetimes), default=-1)
+    first = min((life.first for life in lifetimes), default=0)
+    live = [0] * (last - first + 1)
+    blocks = {life.name: life for life in lifetimes}  # by the name of their first tensor
+    owner = {life.name: life.name for life in lifetimes}
+    for life in lifetimes:
+        _add(live, life, first, _aligned(life.size_bytes, alignment))
+    over: dict[str, str] = {}
+    for tensor in sorted(choices, key=lambda name: by_name[name].first):
+        best, best_live = None, live
+        for other in choices[tensor]:
+            # Of two tensors that a step writes, one alone takes the bytes of an input.
+            if other in over.values():
+                continue
+            block, life = blocks[owner[other]], by_name[tensor]
+            joined = _joined(block, life)
+            sizes = [_aligned(part.size_bytes, alignment) for part in (block, life, joined)]
+            if sizes[0] != sizes[1] and live[life.first - first] < max(live):
+                continue
+            trial = list(live)
+            _add(trial, block, first, -sizes[0])
+            _add(trial, life, first, -sizes[1])
+            _add(trial, joined, first, sizes[2])
+            if sorted(trial, reverse=True) < sorted(best_live, reverse=True):
+                best, best_live = other, trial
+        if best is not None:
+            over[tensor], live = best, best_live
+            owner[tensor] = owner[best]
+            blocks[owner[best]] = _joined(blocks[owner[best]], by_name[tensor])
+    return over
+
+
+def _joined(block: Lifetime, life: Lifetime) -> Lifetime:
+    size = max(block.size_bytes, life.size_bytes)
+    return Lifetime(block.name, size, block.first, life.last)
+
+
+def _add(live: list[int], life: Lifetime, start: int, size: int) -> None:
+    for step in range(life.first - start, life.last - start + 1):
+        live[step] += size
+
+
+def _check_pairs(lifetimes: Sequence[Lifetime], pairs: Sequence[tuple[str, str]]) -> None:
+    by_name = {life.name: life for life in lifetimes}
+    for tensor, other in pairs:
+        for name in (tensor, other):
+            if name not in by_name:
+                raise OptionError(
+                    f"The pair ({tensor!r}, {other!r}) of tensors that may share their bytes names "
+                    f"{name!r}, which is not in the plan; expected names of its tensors. Leave "
+                    "tensors outside the arena out."
+                )
+        life, dying = by_name[tensor], by_name[other]
+        if not dying.first < life.first == dying.last:
+            raise OptionError(
+                f"Tensor {tensor!r} of step {life.first} may take the bytes of {other!r}, which "
+                f"lives from step {dying.first} to step {dying.last}; expected one that was "
+                f"written before and is read last in step {life.first}. Leave the pair out."
+            )
 
 
 def _check(lifetimes: Sequence[Lifetime], alignment: int) -> None:

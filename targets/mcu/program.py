@@ -1,7 +1,8 @@
 """A lowered module as a list of steps over planned memory.
 
 Each step calls one C function on tensors. A tensor lies in an input or output buffer of the
-caller, in the arena, or in flash. A reshape gives a second name to the same bytes.
+caller, in the arena, or in flash. A reshape gives a second name to the same bytes; and where a
+step may write its output over an input that dies there, the two lie at the same place.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from tvm import relax, tirx
 from tvm_compress import edge, ir
 from tvm_compress.errors import UnsupportedError
 from tvm_compress.targets.mcu.c_types import C_TYPES
+from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
 from tvm_compress.targets.mcu.emit import CFunction, emit_function
 from tvm_compress.targets.mcu.lower import OUTPUT_NAMES, LoweredLayer
-from tvm_compress.targets.mcu.memory import Lifetime, MemoryPlan, plan_memory
+from tvm_compress.targets.mcu.memory import Lifetime, MemoryPlan, live_bytes, plan_memory
+from tvm_compress.targets.mcu.order import Operation, choose_order
 from tvm_compress.tensors import TensorSpec, input_specs, output_specs
 
 __all__ = ["Program", "Step", "Storage", "make_program"]
@@ -41,7 +44,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class Step:
-    """One call: a function, or a copy when there is none."""
+    """One call: a function, or a copy when there is none.
+
+    ``in_place`` are the indices of the inputs whose bytes the output may take.
+    """
 
     name: str
     kind: str
@@ -50,6 +56,7 @@ class Step:
     outputs: tuple[Storage, ...]
     workspaces: tuple[Storage, ...]
     layer: LoweredLayer | None = None
+    in_place: tuple[int, ...] = ()
 
 
 @dataclass
@@ -58,11 +65,12 @@ class Program:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    functions: list[CFunction] = field(default_factory=list)
+    functions: list[CFunction | AssemblyFunction] = field(default_factory=list)
     function_names: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     constants: list[Storage] = field(default_factory=list)
     plan: MemoryPlan | None = None
+    lifetimes: list[Lifetime] = field(default_factory=list)  # of what lies in the arena
     live_bytes: list[int] = field(default_factory=list)  # of the arena, by step
 
 
@@ -114,6 +122,8 @@ class _Builder:
             return self._lookup(value.args[0])
         if operator == "relax.call_tir":
             return self._call(name, value)
+        if operator == "relax.call_tir_inplace":
+            return self._write_part(name, value)
         raise UnsupportedError(
             f"c: {operator or type(value).__name__} (bound to {name}) has no C form; expected an "
             "operator that TVM legalises to loops."
@@ -161,11 +171,28 @@ class _Builder:
         )
         tensors = edge.tensor_fields(call.ty)
         outputs = tuple(self._tensor(name, ty) for ty in tensors)
-        index, sizes = self._function(edge.var_name_of_global(var), var, len(outputs))
+        symbol = edge.var_name_of_global(var)
+        sizes: tuple[int, ...]
+        if layer is not None and layer.assembly is not None:
+            index, sizes = self._index(symbol, layer.assembly), (layer.scratch_bytes,)
+        else:
+            index, sizes = self._function(symbol, var, len(outputs))
         workspaces = tuple(self._arena(f"{name} workspace", "uint8", size) for size in sizes)
         kind = layer.kind if layer is not None else self.program.function_names[index]
-        self.program.steps.append(Step(name, kind, index, inputs, outputs, workspaces, layer))
+        known = self.program.functions[index] if layer is None else layer
+        step = Step(name, kind, index, inputs, outputs, workspaces, layer, known.in_place)
+        self.program.steps.append(step)
         return outputs if isinstance(call.ty, relax.TupleType) else outputs[0]
+
+    def _write_part(self, name: str, call: Any) -> Any:
+        """Add a step that writes a further part of a tensor: its last argument and its result."""
+        var, arguments = call.args[0], [self._lookup(arg) for arg in call.args[1].fields]
+        *inputs, target = arguments
+        index, sizes = self._function(edge.var_name_of_global(var), var, 1)
+        workspaces = tuple(self._arena(f"{name} workspace", "uint8", size) for size in sizes)
+        kind = self.program.function_names[index]
+        self.program.steps.append(Step(name, kind, index, tuple(inputs), (target,), workspaces))
+        return target
 
     def _function(self, name: str, var: Any, outputs: int) -> tuple[int, tuple[int, ...]]:
         """Give the index of a loop nest's C function, and the bytes of scratch of this one."""
@@ -173,12 +200,15 @@ class _Builder:
             function = self.mod[var]
             assert isinstance(function, tirx.PrimFunc)
             emitted, workspaces = emit_function(function, outputs)
-            # Loop nests that differ in the lengths of their arrays alone have the same text.
-            if emitted not in self.program.functions:
-                self.program.functions.append(emitted)
-                self.program.function_names.append(name)
-            self.emitted[name] = self.program.functions.index(emitted), workspaces
+            self.emitted[name] = self._index(name, emitted), workspaces
         return self.emitted[name]
+
+    def _index(self, name: str, function: CFunction | AssemblyFunction) -> int:
+        # Loop nests that differ in the lengths of their arrays alone have the same text.
+        if function not in self.program.functions:
+            self.program.functions.append(function)
+            self.program.function_names.append(name)
+        return self.program.functions.index(function)
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -195,21 +225,93 @@ class _Builder:
             self.program.steps.append(Step(spec.name, "copy", None, (storage,), (target,), ()))
 
     def _plan(self) -> None:
-        spans: dict[Storage, tuple[int, int]] = {}
-        for index, step in enumerate(self.program.steps):
-            for storage in (*step.inputs, *step.outputs, *step.workspaces):
-                if storage.place == "arena":
-                    first, _ = spans.get(storage, (index, index))
-                    spans[storage] = (first, index)
-        lifetimes = [
-            Lifetime(storage.name, storage.size_bytes, first, last)
-            for storage, (first, last) in spans.items()
+        """Choose the order of the steps and the place of every tensor in the arena."""
+        self._compute_in_outputs()
+        steps = self.program.steps
+        sizes = {
+            storage: -(-storage.size_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+            for step in steps
+            for storage in (*step.inputs, *step.outputs, *step.workspaces)
+            if storage.place == "arena"
+        }
+        operations = [
+            Operation(
+                step.inputs,
+                step.outputs,
+                sum(sizes[workspace] for workspace in step.workspaces),
+                tuple(_in_place(step)),
+            )
+            for step in steps
         ]
-        self.program.plan = plan_memory(lifetimes, alignment=ARENA_ALIGNMENT)
-        self.program.live_bytes = [
-            sum(t.size_bytes for t in lifetimes if t.first <= index <= t.last)
-            for index in range(len(self.program.steps))
-        ]
+        orders = [list(range(len(steps)))]
+        if (chosen := choose_order(operations, sizes)) != orders[0]:
+            orders.append(chosen)
+        plans = [_planned([steps[i] for i in order]) for order in orders]
+        # A lower peak nearly always is a smaller arena, but not by necessity.
+        at = min(range(len(plans)), key=lambda i: plans[i][1].arena_bytes)
+        program = self.program
+        program.steps = [steps[i] for i in orders[at]]
+        program.lifetimes, program.plan = plans[at]
+        program.live_bytes = live_bytes(program.lifetimes, program.plan.over, len(steps))
+        self._let_functions_share()
+
+    def _compute_in_outputs(self) -> None:
+        """Let what the last step writes over be computed in the caller's buffer already."""
+        readers: dict[Storage, int] = {}
+        for step in self.program.steps:
+            for storage in set(step.inputs):
+                readers[storage] = readers.get(storage, 0) + 1
+        for step in reversed(self.program.steps):
+            target = step.outputs[0]
+            for storage in _in_place(step):
+                fits = storage.size_bytes <= target.size_bytes and storage.dtype == target.dtype
+                if target.place == "output" and readers[storage] == 1 and fits:
+                    storage.place, storage.name = "output", target.name
+                    break
+
+    def _let_functions_share(self) -> None:
+        """Take ``restrict`` from the parameters that point to the same bytes in some step."""
+        functions, plan = self.program.functions, self.program.plan
+        assert plan is not None
+        for step in self.program.steps:
+            target = step.outputs[0]
+            for i, storage in enumerate(step.inputs):
+                over = plan.over.get(target.name) if target.place == "arena" else target.name
+                if storage.place == target.place and storage.name == over:
+                    assert step.function is not None
+                    function = functions[step.function]
+                    functions[step.function] = function.sharing((i, len(step.inputs)))
+
+
+def _in_place(step: Step) -> list[Storage]:
+    """Give the tensors in the arena whose bytes the output of a step may take when they die."""
+    return [
+        storage
+        for storage in dict.fromkeys(step.inputs)
+        if storage.place == "arena"
+        and all(i in step.in_place for i, other in enumerate(step.inputs) if other is storage)
+    ]
+
+
+def _planned(steps: list[Step]) -> tuple[list[Lifetime], MemoryPlan]:
+    """Plan the memory of steps that run in this order."""
+    spans: dict[Storage, tuple[int, int]] = {}
+    for index, step in enumerate(steps):
+        for storage in (*step.inputs, *step.outputs, *step.workspaces):
+            if storage.place == "arena":
+                first, _ = spans.get(storage, (index, index))
+                spans[storage] = (first, index)
+    lifetimes = [
+        Lifetime(storage.name, storage.size_bytes, first, last)
+        for storage, (first, last) in spans.items()
+    ]
+    pairs = [
+        (step.outputs[0].name, storage.name)
+        for index, step in enumerate(steps)
+        for storage in _in_place(step)
+        if step.outputs[0].place == "arena" and spans[storage][1] == index
+    ]
+    return lifetimes, plan_memory(lifetimes, alignment=ARENA_ALIGNMENT, in_place=pairs)
 
 
 def _check_dtype(name: str, dtype: str) -> None:

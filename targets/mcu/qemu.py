@@ -14,7 +14,7 @@ import numpy as np
 
 from tvm_compress.errors import CompressError, MissingToolError, OptionError
 from tvm_compress.targets.mcu.boards import Board
-from tvm_compress.targets.mcu.engine import CodeMap, Execution
+from tvm_compress.targets.mcu.engine import PLANES, CodeMap, Execution, check_blocks
 from tvm_compress.targets.mcu.toolchain import host_library
 
 __all__ = ["available", "run"]
@@ -55,7 +55,7 @@ def run(
         elf: the linked firmware.
         board: must name a machine of QEMU.
         files: what the firmware can open for reading; they lie in a temporary folder.
-        code: counts instructions by the owners of this map; without it nothing is counted.
+        code: counts what runs by the owners of this map; without it nothing is counted.
         timeout_s: seconds until a firmware that does not end is stopped.
 
     Raises:
@@ -95,7 +95,10 @@ def run(
         ]
         if code is not None:
             head = struct.pack("<3Q", code.base, len(code.owners), code.owner_count)
-            map_file.write_bytes(head + code.owners.astype("<u2").tobytes())
+            # An instruction has 32 bits where its first halfword begins with 0b11101 or more.
+            wide = np.frombuffer(code.code, "<u2")[: len(code.owners)] >> 11 >= 0b11101
+            flags = code.watched.astype(np.uint8) + 2 * wide.astype(np.uint8)
+            map_file.write_bytes(head + code.owners.astype("<u2").tobytes() + flags.tobytes())
             command += ["-plugin", f"{_plugin()},map={map_file},out={count_file}"]
         try:
             # subprocess.run kills and awaits the process when the time is over or on Ctrl-C.
@@ -128,5 +131,8 @@ def run(
                     "QEMU ran the firmware and its plugin counted nothing. Install a QEMU that is "
                     'built with TCG plugins (Debian\'s is), or use engine="unicorn".'
                 )
-            counts = np.frombuffer(count_file.read_bytes(), np.uint64)
+            pairs = np.frombuffer(count_file.read_bytes(), np.int64).reshape(-1, 2)
+            check_blocks(int(pairs[0, 0]))
+            counts = np.zeros((PLANES, code.owner_count, len(code.owners) + 1), np.int64)
+            counts.flat[pairs[1:, 0]] = pairs[1:, 1]
     return Execution(done.returncode, written, counts)

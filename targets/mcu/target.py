@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import CompressError, OptionError
 from tvm_compress.files import write_whole
-from tvm_compress.targets.artifact import Artifact, Inputs, Size, Target
+from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Size, Target
 from tvm_compress.targets.mcu.boards import get_board
+from tvm_compress.targets.mcu.dsp import PREFERENCES
 from tvm_compress.targets.mcu.firmware import Firmware, ModelSources, Profile, link_firmware
 from tvm_compress.targets.mcu.lower import lower
 from tvm_compress.targets.mcu.program import ARENA_ALIGNMENT, make_program
@@ -30,15 +31,26 @@ __all__ = ["CTarget", "FirmwareArtifact", "HostArtifact", "generate"]
 _RUNTIME = Path(__file__).parent / "runtime"
 
 
-def generate(mod: tvm.IRModule, name: str) -> ModelSources:
+def generate(
+    mod: tvm.IRModule,
+    name: str,
+    *,
+    dsp: bool = False,
+    mve: bool = False,
+    optimize: Optimize = "balanced",
+) -> ModelSources:
     """Generate the C99 text of a canonical module; every symbol begins with ``name``.
+
+    With ``dsp`` or ``mve`` the kernels of integer layers are assembly for cores with the DSP or
+    the vector extension; ``optimize`` says how flash is weighed against instructions there.
 
     Raises:
         OptionError: ``name`` cannot prefix C symbols.
         UnsupportedError: an operator has no C form.
     """
     check_name(name)
-    return write_sources(make_program(*lower(mod)), name)
+    lowered = lower(mod, dsp=dsp, mve=mve, preference=PREFERENCES[optimize])
+    return write_sources(make_program(*lowered), name)
 
 
 @dataclass(frozen=True)
@@ -55,10 +67,12 @@ class CTarget(Target):
         board: str | Path | None,
         out_dir: Path | None,
         toolchain: str | None = None,
+        optimize: Optimize = "balanced",
     ) -> Artifact:
         """Write the sources, and link the firmware where a board is given."""
         chosen = None if board is None else get_board(board)
-        sources = generate(mod, name)
+        extensions = {} if chosen is None else {"dsp": chosen.has_dsp, "mve": chosen.has_mve}
+        sources = generate(mod, name, optimize=optimize, **extensions)
         scratch = None
         if out_dir is None:
             scratch = tempfile.TemporaryDirectory(prefix="tvm-compress-")

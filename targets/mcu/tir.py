@@ -52,9 +52,9 @@ def array(name: str, size: int, dtype: str) -> Expr:
     return buffer
 
 
-def registers(name: str, count: int) -> list[Register]:
-    """Make sums of 0.0."""
-    return [register(f"{name}{i}", start=0.0) for i in range(count)]
+def registers(name: str, count: int, dtype: str = "float32") -> list[Register]:
+    """Make sums of 0."""
+    return [register(f"{name}{i}", dtype, start=0) for i in range(count)]
 
 
 @contextmanager

@@ -56,12 +56,14 @@ _ZIG_FPU: dict[Fpu, str] = {
     "none": "",
     "fpv4-sp-d16": "+vfp4d16sp",
     "fpv5-sp-d16": "+fp_armv8d16sp",
+    "fpv5-d16": "+fp_armv8d16+mve_fp+lob",
 }
 _ZIG_CPU: dict[Cpu, str] = {
     "cortex-m3": "cortex_m3",
     "cortex-m4": "cortex_m4",
     "cortex-m7": "cortex_m7",
     "cortex-m33": "cortex_m33",
+    "cortex-m55": "cortex_m55",
 }
 
 _INSTALL_ZIG = "Install it with: pip install 'tvm-compress[boards]'"
@@ -162,6 +164,8 @@ class ZigToolchain:
             # and of sqrtf; this takes it back.
             "-fhosted",
             *COMMON_FLAGS,
+            # Most flags say nothing to a file in assembly.
+            "-Wno-unused-command-line-argument",
         ]
 
     def build(
@@ -204,6 +208,8 @@ class GnuToolchain:
         fpu = ["-mfloat-abi=soft"]
         if board.fpu != "none":
             fpu = [f"-mfpu={board.fpu}", "-mfloat-abi=hard"]
+        if board.has_mve:
+            fpu = ["-mfloat-abi=hard"]  # -mcpu says which; -mfpu would take MVE away
         return ["arm-none-eabi-gcc", f"-mcpu={board.cpu}", "-mthumb", *fpu, *COMMON_FLAGS]
 
     def build(

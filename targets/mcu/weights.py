@@ -29,10 +29,15 @@ class Operand:
 
 @dataclass(frozen=True)
 class Dense:
-    """Weights as they are: float32 of shape (rows, columns)."""
+    """Weights as they are: float32, int8 or int16 of shape (rows, columns)."""
 
     weights: Array
     layout = "dense"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of a weight."""
+        return str(self.weights.dtype)
 
     def operands(self) -> list[Operand]:
         """Give the arrays that lie in flash."""
@@ -61,6 +66,11 @@ class PackedCodes:
     packed: DenseCodes
     centroids: Array
     layout = "dense_codes"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of a weight."""
+        return str(self.centroids.dtype)
 
     def operands(self) -> list[Operand]:
         """Give the arrays that lie in flash."""
@@ -106,6 +116,11 @@ class PackedGaps:
     packed: GapCodes
     centroids: Array
     layout = "gap_codes"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of a weight."""
+        return str(self.centroids.dtype)
 
     def operands(self) -> list[Operand]:
         """Give the arrays that lie in flash."""

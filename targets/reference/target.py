@@ -10,7 +10,7 @@ import tvm
 from numpy.typing import NDArray
 
 from tvm_compress.errors import OptionError
-from tvm_compress.targets.artifact import Artifact, Inputs, Target
+from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Target
 from tvm_compress.targets.reference.interpreter import run
 
 __all__ = ["ReferenceArtifact", "ReferenceTarget"]
@@ -49,8 +49,11 @@ class ReferenceTarget(Target):
         board: str | Path | None,
         out_dir: Path | None,
         toolchain: str | None = None,
+        optimize: Optimize = "balanced",
     ) -> ReferenceArtifact:
         """Keep the module; write it as JSON where a folder is given.
+
+        There is nothing to ``optimize``: no machine's instructions or flash are counted.
 
         Raises:
             OptionError: a board or a toolchain was given, or the name is no file name.

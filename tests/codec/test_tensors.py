@@ -46,8 +46,9 @@ def tensors(draw: st.DrawFn) -> Leaf:
         codes = (
             chance.geometric(0.1, shape) if draw(st.booleans()) else chance.integers(0, 256, shape)
         )
-        dtype = draw(st.sampled_from(["float32", "float16", "float64"]))
-        centroids = chance.normal(size=(*parts, levels)).astype(dtype)
+        dtype = draw(st.sampled_from(["float32", "float16", "float64", "int8"]))
+        spread = 30 if dtype == "int8" else 1
+        centroids = chance.normal(0, spread, (*parts, levels)).clip(-127, 127).astype(dtype)
         return Leaf(centroids, (codes % levels * keep).astype(np.uint8))
     dtype = draw(st.sampled_from(DTYPES))
     raw = chance.integers(0, 256, (*shape, np.dtype(dtype).itemsize)).astype(np.uint8)
@@ -177,7 +178,7 @@ BAD_RECORDS = {
     "parts of a plain tensor": (bytes([8, 1, 4]), "unknown type"),
     "a transposed plain tensor": (bytes([4, 2, 2, 2]), "transposed that cannot be"),
     "a sparse integer": (bytes([1 | 5 << 4, 1, 4]), "kind 1 is int16"),
-    "a shared integer": (bytes([2 | 3 << 4, 1, 4, 1]), "kind 2 is int8"),
+    "a shared integer": (bytes([2 | 4 << 4, 1, 4, 1]), "kind 2 is uint8"),
     "bytes of floats": (bytes([3, 1, 4]), "kind 3 is float32"),
     "too many centroids": (bytes([2, 1, 4]) + varint(256), "257 centroids"),
     "too many items": (bytes([0, 2]) + varint(1 << 20) * 2, r"2\*\*31 items"),

@@ -218,7 +218,7 @@ def test_external_data(tmp_path: Path) -> None:
         ("If", "If (node pick)"),
         ("LSTM", "LSTM (node pick)"),
         ("NoSuchThing", "NoSuchThing (node pick)"),
-        ("QLinearConv", "QLinearConv (node pick)"),
+        ("QLinearWhere", "QLinearWhere (node pick)"),
     ],
 )
 def test_operators_that_no_frontend_takes(operator: str, sentence: str) -> None:
@@ -226,6 +226,15 @@ def test_operators_that_no_frontend_takes(operator: str, sentence: str) -> None:
     assert refused(made) == (
         f"No frontend takes the ONNX operator {sentence}; expected operators of TVM's importer "
         "without control flow: export the network without it."
+    )
+
+
+def test_an_operator_with_too_few_inputs() -> None:
+    made = model(
+        [helper.make_node("QLinearConv", ["x"], ["y"], name="pick")], {"x": (1,)}, {"y": None}
+    )
+    assert refused(made, ModelFormatError) == (
+        "QLinearConv (node pick) has 1 inputs; expected at least 8: export the network again."
     )
 
 

@@ -573,3 +573,76 @@ def test_numbers_and_names_on_random_networks(data: st.DataObject) -> None:
     tvm.ir.assert_structural_equal(Canonicalize()(after), after)
     outputs: Mapping[str, Any] = dict(edge.outputs_of(mod["main"])[0])
     assert [n for n, _ in edge.outputs_of(after["main"])[0]] == list(outputs)
+
+
+def quantised_net(axis: int, move: Any, layout: str) -> tvm.IRModule:
+    """A convolution whose int8 weight is moved behind its dequantize."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-128, 128, (3, 3, 2, 4)).astype(np.int8)
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 2, 5, 5), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            scale = edge.constant(np.arange(1, weight.shape[axis] + 1, dtype=np.float32))
+            zero = edge.constant(np.zeros((), np.int32))
+            w = builder.emit(relax.op.dequantize(edge.constant(weight), scale, zero, axis=axis))
+            w = builder.emit(move(w))
+            y = builder.emit(relax.op.nn.conv2d(x, w, kernel_layout=layout))
+            y = builder.emit_output(y, "y")
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+@pytest.mark.parametrize(
+    ("axis", "move", "layout", "expected"),
+    [
+        (3, lambda w: w, "HWIO", 0),
+        (2, lambda w: w, "HWIO", 1),
+        (3, lambda w: relax.op.permute_dims(w, [3, 2, 0, 1]), "OIHW", 0),
+        (
+            3,
+            lambda w: relax.op.squeeze(relax.op.expand_dims(w, [0]), [0]),
+            "HWIO",
+            0,
+        ),
+    ],
+)
+def test_a_quantised_weight_moves_with_its_scales(
+    axis: int, move: Any, layout: str, expected: int
+) -> None:
+    mod = quantised_net(axis, move, layout)
+    canonical = Canonicalize()(mod)
+    weight = ir.parameters(canonical)["conv2d_weight"].value
+    assert (weight.dtype, weight.shape) == (np.int8, (4, 2, 3, 3))
+    (call,) = (
+        b.value
+        for b in ir.bindings(canonical["main"])
+        if edge.op_name(b.value) == "relax.dequantize"
+    )
+    scale = edge.constant_value(call.args[1])
+    np.testing.assert_array_equal(scale, np.arange(1, scale.size + 1))
+    assert (int(call.attrs.axis), edge.static_shape(call.args[2])) == (expected, ())
+    x = np.random.default_rng(1).standard_normal((1, 2, 5, 5)).astype(np.float32)
+    (given,) = reference.run(canonical, x).values()
+    (plain,) = reference.run(relax.transform.Normalize()(mod), x).values()
+    np.testing.assert_allclose(given, plain, rtol=1e-6)
+
+
+def test_scales_that_would_not_lie_along_an_axis_stay() -> None:
+    """The scales of two axes' product cannot be moved into the integers."""
+    weight = np.arange(24, dtype=np.int8).reshape(6, 4)
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 4), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            scale = edge.constant(np.arange(1, 7, dtype=np.float32))
+            zero = edge.constant(np.zeros((), np.int32))
+            w = builder.emit(relax.op.dequantize(edge.constant(weight), scale, zero, axis=0))
+            w = builder.emit(relax.op.reshape(w, (2, 3, 4)))
+            y = builder.emit(relax.op.multiply(w, x))
+            y = builder.emit_output(y, "y")
+        builder.emit_func_output(y)
+    canonical = Canonicalize()(builder.get())
+    operators = [edge.op_name(b.value) for b in ir.bindings(canonical["main"])]
+    assert "relax.dequantize" in operators
+    assert "relax.reshape" in operators

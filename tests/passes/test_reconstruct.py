@@ -134,7 +134,7 @@ def test_refuses_to_run_without_inputs() -> None:
     with pytest.raises(OptionError) as refused:
         tc.compress(dense_net(), tc.Recipe([Reconstruct()]))
     assert str(refused.value) == (
-        "The recipe reconstructs, and no samples were given; expected calibrate=x: give some "
+        "A step of the recipe needs samples, and none were given; expected calibrate=x: give some "
         "hundred inputs without labels."
     )
 

@@ -223,3 +223,46 @@ def test_refuses_no_groups() -> None:
     assert str(caught.value) == (
         "share-weights: there are 0 groups; expected a whole number from 1 on."
     )
+
+
+def quantised(zero_point: int = 0) -> tvm.IRModule:
+    """The network with an int8 weight of a scale for each output channel."""
+    scales = np.array([0.5, 1.0, 4.0], np.float32)
+    whole = RNG.integers(-127, 128, (4, 3)).astype(np.int8)
+    whole[0] = [0, 7, 0]
+    zero = edge.constant(np.asarray(zero_point, np.int32))
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 4), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            w = builder.emit(edge.constant(whole), "w")
+            real = builder.emit(relax.op.dequantize(w, edge.constant(scales), zero, axis=1))
+            y = builder.emit_output(builder.emit(relax.op.matmul(x, real), "fc"), "y")
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_int8_weights_get_int8_centroids(groups: int) -> None:
+    mod = quantised()
+    (before,), (after,) = (
+        ir.parameters(m).values() for m in (mod, ShareWeights(bits=2, groups=groups).apply(mod))
+    )
+    assert after.centroids is not None and after.codes is not None
+    assert after.centroids.dtype == np.int8
+    np.testing.assert_array_equal(after.codes == 0, before.value == 0)
+    if groups == 3:  # each channel has three values that are not zero at most, but one has four
+        assert after.centroids.shape == (1, 3, 4)
+        exact = [np.unique(c[c != 0]).size <= 3 for c in before.value.T]
+        for column, same in enumerate(exact):
+            if same:
+                np.testing.assert_array_equal(after.value[:, column], before.value[:, column])
+
+
+def test_int8_weights_with_a_zero_point_are_refused() -> None:
+    with pytest.raises(PassError) as refused:
+        ShareWeights().apply(quantised(3))
+    assert str(refused.value) == (
+        "share-weights: the weight w is int8; expected float32: run share-weights before the "
+        "network is quantised."
+    )

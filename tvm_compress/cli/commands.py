@@ -58,6 +58,13 @@ _Toolchain = Annotated[
         metavar="NAME", show_default=False, help="zig or gnu; the first installed by default."
     ),
 ]
+_Fallback = Annotated[
+    str,
+    typer.Option(
+        metavar="HOW",
+        help="error or float: what becomes of a quantised operator without an integer form.",
+    ),
+]
 
 
 def main() -> None:
@@ -314,6 +321,115 @@ def compress(
         show.line(f"wrote {output}")
 
 
+@app.command(
+    epilog="Example: tvm-compress quantize kws.onnx --calibrate speech.npz -o kws.tcz "
+    "--input-range input=-128,127"
+)
+def quantize(
+    model: _Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", show_default=False, help="Where the module goes.")
+    ],
+    calibrate: Annotated[
+        Path,
+        typer.Option(show_default=False, help="Some hundred samples without labels, .npy or .npz."),
+    ],
+    ranges: Annotated[
+        str,
+        typer.Option(help="Of activations: mse, min-max or percentile."),
+    ] = "mse",
+    percentile: Annotated[
+        float, typer.Option(help="Of --ranges percentile: percent of values that are not clipped.")
+    ] = 99.99,
+    weights: Annotated[
+        str, typer.Option(help="Of weights: max (clips none) or mse (least squared error).")
+    ] = "max",
+    io: Annotated[
+        str, typer.Option("--io", help="What the network takes and gives: int8 or float.")
+    ] = "int8",
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="Equalise the weights of following layers first.")
+    ] = False,
+    bias_correction: Annotated[
+        bool, typer.Option(help="Take the mean error of each channel off its bias.")
+    ] = True,
+    input_range: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LOW,HIGH",
+            show_default=False,
+            help="Range of an input, where it is known; may be repeated.",
+        ),
+    ] = None,
+    in_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--float",
+            metavar="PATTERN",
+            show_default=False,
+            help="Leave the weights or operators that a pattern fits in float; may be repeated.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(help="Of a .tcz file: archive (the smallest) or flash (a device decodes it)."),
+    ] = "archive",
+    shape: _Shapes = None,
+    json: _Json = False,
+) -> None:
+    """Quantise a network to int8 by samples, without training, and show its scales."""
+    from dataclasses import asdict
+
+    from tvm_compress import pipeline, qdq
+    from tvm_compress.cli import arrays, show
+    from tvm_compress.files import check_output
+
+    check_output(output)
+    pipeline.check_profile(profile, output)
+    known = {name: pair for name, pair in map(_range_of_input, input_range or ())}
+    options: dict[str, Any] = {"ranges": ranges, "weights": weights, "io": io}
+    mod = _load(model, shape)
+    small = pipeline.quantize(
+        mod,
+        arrays.read_inputs(calibrate),
+        **options,
+        percentile=percentile,
+        bias_correction=bias_correction,
+        equalize=equalize,
+        input_ranges=known,
+        layers=dict.fromkeys(in_float or (), 0),
+    )
+    pipeline.save(small, output, profile=profile)
+    ends = {"inputs": qdq.input_parameters(small), "outputs": qdq.output_parameters(small)}
+    if json:
+        told = {end: {n: asdict(how) for n, how in named.items()} for end, named in ends.items()}
+        show.as_json({"output": str(output), **told})
+        return
+    for end, named in ends.items():
+        for name, how in named.items():
+            show.line(
+                f"{end[:-1]} {name}: {how.dtype}, scale {how.scale:.9g}, zero point "
+                f"{how.zero_point}"
+            )
+    show.line(f"wrote {output} ({output.stat().st_size:,} bytes)")
+
+
+def _range_of_input(text: str) -> tuple[str, list[float]]:
+    from tvm_compress.errors import OptionError
+
+    name, _, ends = text.rpartition("=")
+    try:
+        low, high = (float(end) for end in ends.split(","))
+    except ValueError:
+        name = ""
+    if not name:
+        raise OptionError(
+            f"--input-range {text} is no range; expected the input's name and two numbers, like "
+            "x=0,255."
+        )
+    return name, [low, high]
+
+
 def _recipe(
     file: Path | None, options: dict[str, Any], train: Path | None, calibrate: Path | None
 ) -> Recipe:
@@ -353,8 +469,8 @@ def _recipe(
         )
     if recipe.needs_inputs and calibrate is None and train is None:
         raise OptionError(
-            "The recipe reconstructs, and no samples were given; expected --calibrate samples.npy "
-            "with some hundred inputs."
+            "A step of the recipe needs samples, and none were given; expected --calibrate "
+            "samples.npy with some hundred inputs."
         )
     if train is not None and not (recipe.needs_training_data or recipe.takes_inputs):
         raise OptionError(
@@ -403,19 +519,33 @@ def inspect(
             "'conv*' or '*'; may be repeated.",
         ),
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Draw the memory plan of the C code: steps, live bytes, addresses."
+        ),
+    ] = False,
+    board: _Board = None,
+    fallback: _Fallback = "error",
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
     """Show a network's inputs, outputs and operators, and each parameter's density and size.
 
-    Of a .tcz file its header too, and what the file spends on each parameter.
+    Of a .tcz file its header too, and what the file spends on each parameter. With --memory where
+    the tensors between the operators lie.
     """
     from dataclasses import asdict
 
     from tvm_compress import codec, inspection
     from tvm_compress.cli import show
-    from tvm_compress.errors import InputError
+    from tvm_compress.errors import InputError, OptionError
 
+    if board is not None and not memory:
+        raise OptionError(
+            f"The board {board} was given without --memory; expected both, for the plan alone "
+            "depends on a board. Add --memory or leave the board out."
+        )
     header = codec.read_header(model.read_bytes()) if model.is_file() else None
     if header is not None and not json:  # before a damaged file is refused
         show.header(header, model)
@@ -431,13 +561,17 @@ def inspect(
         raise
     names = _matching(histogram or (), [p.name for p in found.parameters])
     spread = [inspection.histogram(mod, name) for name in names]
+    plan = inspection.memory(mod, board=board, fallback=fallback) if memory else None
     if json:
         histograms = {"histograms": [asdict(one) for one in spread]} if histogram else {}
-        show.as_json({**found.as_dict(), **histograms})
+        planned = {} if plan is None else {"memory": asdict(plan)}
+        show.as_json({**found.as_dict(), **histograms, **planned})
         return
     show.inspection(found)
     for one in spread:
         show.histogram(one)
+    if plan is not None:
+        show.memory(plan)
 
 
 def _matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -503,6 +637,7 @@ def build(
     board: _Board = None,
     name: Annotated[str, typer.Option(help="Prefix of every symbol and file name.")] = "model",
     toolchain: _Toolchain = None,
+    fallback: _Fallback = "error",
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -511,7 +646,13 @@ def build(
     from tvm_compress.cli import show
 
     artifact = build(
-        _load(model, shape), target, board=board, name=name, out_dir=output, toolchain=toolchain
+        _load(model, shape),
+        target,
+        board=board,
+        name=name,
+        out_dir=output,
+        toolchain=toolchain,
+        fallback=fallback,
     )
     # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
@@ -556,6 +697,7 @@ def run(
             help="Emulator of the board: unicorn or qemu; the first installed by default.",
         ),
     ] = None,
+    fallback: _Fallback = "error",
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -568,7 +710,7 @@ def run(
         check_output(output)
     mod = _load(model, shape)
     inputs = _inputs(mod, input, random)
-    artifact = build(mod, target, board=board, toolchain=toolchain)
+    artifact = build(mod, target, board=board, toolchain=toolchain, fallback=fallback)
     # First what may be refused.
     counted = artifact.profile(inputs, engine=engine) if profile else None
     results = artifact.run(inputs, engine=engine)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import string
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from tvm_compress.codec.container import Header
     from tvm_compress.doctor import Finding
-    from tvm_compress.inspection import Histogram, Inspection
+    from tvm_compress.inspection import Histogram, Inspection, Memory, MemoryTensor
     from tvm_compress.search import SearchResult
     from tvm_compress.targets.artifact import Artifact, Profile
 
@@ -30,6 +32,7 @@ __all__ = [
     "histogram",
     "inspection",
     "line",
+    "memory",
     "outputs",
     "outputs_as_dict",
     "profile",
@@ -40,6 +43,9 @@ __all__ = [
 # A file or a pipe has no width, and a table that is cut cannot be read back.
 _WIDTH_OF_A_FILE = 200
 _LONGEST_BAR = 40
+# Columns of the picture of the arena, and what marks the tensors in it.
+_ARENA_COLUMNS = 48
+_LETTERS = string.ascii_uppercase + string.ascii_lowercase
 # Beyond so many centroids a table says less than the bins do.
 _MOST_CENTROIDS = 256
 
@@ -205,6 +211,71 @@ def histogram(found: Histogram) -> None:
     )
 
 
+def memory(found: Memory) -> None:
+    """Draw the memory plan: time runs down, the addresses of the arena run to the right."""
+    letters = {tensor.name: _LETTERS[i % len(_LETTERS)] for i, tensor in enumerate(found.tensors)}
+    most = max((step.live_bytes for step in found.steps), default=0)
+
+    def bar(count: int) -> str:
+        return "#" * -(-count * _LONGEST_BAR // (2 * most)) if most else ""
+
+    line(
+        f"arena {found.arena_bytes:,} bytes (most live at once {found.bound_bytes:,}), beside it "
+        f"inputs {found.input_bytes:,} and outputs {found.output_bytes:,}"
+    )
+    _table(
+        "Steps",
+        ("step", "name", "kind", "live bytes", "", f"arena, 0 to {found.arena_bytes:,}"),
+        [
+            (
+                str(i),
+                step.name,
+                step.kind,
+                f"{step.live_bytes:,}",
+                bar(step.live_bytes),
+                _arena(found, i, letters),
+            )
+            for i, step in enumerate(found.steps)
+        ],
+        left=(1, 2, 4, 5),
+    )
+    _table(
+        "Arena",
+        ("", "tensor", "from", "to", "bytes", "steps", "written over"),
+        [
+            (
+                letters[tensor.name],
+                tensor.name,
+                f"{tensor.offset:,}",
+                f"{tensor.offset + tensor.size_bytes:,}",
+                f"{tensor.size_bytes:,}",
+                f"{tensor.first} to {tensor.last}",
+                tensor.over or "",
+            )
+            for tensor in sorted(found.tensors, key=lambda t: (t.offset, t.first))
+        ],
+        left=(0, 1, 6),
+    )
+
+
+def _arena(found: Memory, step: int, letters: Mapping[str, str]) -> str:
+    """Draw what lies in the arena at a step; each column shows what takes most of it."""
+    live = [tensor for tensor in found.tensors if tensor.first <= step <= tensor.last]
+    # What is written over another is shown in its place.
+    hidden = {tensor.over for tensor in live if tensor.first == step}
+    live = [tensor for tensor in live if tensor.name not in hidden]
+    columns = []
+    for column in range(_ARENA_COLUMNS if found.arena_bytes else 0):
+        begin, end = (found.arena_bytes * c / _ARENA_COLUMNS for c in (column, column + 1))
+
+        def part(tensor: MemoryTensor, begin: float = begin, end: float = end) -> float:
+            return min(end, tensor.offset + tensor.size_bytes) - max(begin, tensor.offset)
+
+        widest = max(live, key=part, default=None)
+        columns.append(letters[widest.name] if widest and part(widest) > 0 else ".")
+    return "".join(columns)
+
+
 def saving(before: Mapping[str, float], found: Inspection) -> None:
     """Print totals before and after compression."""
     after = found.totals
@@ -311,30 +382,51 @@ def outputs(arrays: Mapping[str, NDArray[Any]]) -> None:
 def profile_as_dict(found: Profile) -> dict[str, Any]:
     """Give a profile as JSON takes it."""
     layers = [
-        {"name": layer.name, "kind": layer.kind, "instructions": int(layer.instructions)}
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "instructions": int(layer.instructions),
+            "model_cycles": layer.model_cycles,
+            "mix": dict(layer.mix),
+        }
         for layer in found.layers
     ]
-    return {"instructions": int(found.instructions), "layers": layers}
+    return {
+        "instructions": int(found.instructions),
+        "model_cycles": found.model_cycles,
+        "layers": layers,
+    }
 
 
 def profile(found: Profile) -> None:
-    """Print the table of instructions by layer."""
+    """Print the tables of instructions and model cycles by layer, and of instructions by class."""
     document = profile_as_dict(found)
-    total = document["instructions"]
+    layers = document["layers"]
+
+    def both(part: dict[str, Any]) -> Iterable[str]:
+        for what in ("instructions", "model_cycles"):
+            count, total = part[what], document[what]
+            yield "-" if count is None else f"{count:,}"
+            yield f"{count / total:.1%}" if total and part is not document else "-"
+
     _table(
-        "Instructions",
-        ("layer", "kind", "instructions", "share"),
-        [
-            (
-                layer["name"],
-                layer["kind"],
-                f"{layer['instructions']:,}",
-                f"{layer['instructions'] / total:.1%}" if total else "-",
-            )
-            for layer in document["layers"]
-        ],
+        "Instructions and model cycles (not time)",
+        ("layer", "kind", "instructions", "share", "model cycles", "share"),
+        [(layer["name"], layer["kind"], *both(layer)) for layer in layers],
         left=(0, 1),
-        total=("total", "", f"{total:,}", ""),
+        total=("total", "", *both(document)),
+    )
+    mix: Counter[str] = Counter()
+    for layer in layers:
+        mix.update(layer["mix"])
+    _table(
+        "Instruction mix",
+        ("class", "instructions", "share"),
+        [
+            (kind, f"{count:,}", f"{count / document['instructions']:.1%}")
+            for kind, count in mix.most_common()
+        ],
+        left=(0,),
     )
 
 

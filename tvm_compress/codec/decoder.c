@@ -93,6 +93,7 @@ tcz_status tcz_open(tcz_reader *reader, const uint8_t *file, size_t size) {
 tcz_status tcz_next(tcz_reader *reader, tcz_tensor *tensor) {
     /* Bytes of an item; bit 4 where it is a float, bit 5 where it is a byte that may be coded. */
     static const uint8_t types[12] = {0x14, 0x12, 0x18, 0x21, 0x21, 2, 2, 4, 4, 8, 8, 1};
+    enum { INT8 = 3 };
     if (!reader->tensors_left || reader->record_end - reader->record < 2) return TCZ_RECORD;
     uint8_t head = *reader->record++, rank = *reader->record++;
     if (head & 4 || head >> 4 >= 12 || rank > TCZ_MAX_RANK) return TCZ_RECORD;
@@ -102,7 +103,8 @@ tcz_status tcz_next(tcz_reader *reader, tcz_tensor *tensor) {
     tensor->dtype = head >> 4;
     tensor->itemsize = type & 15;
     tensor->rank = rank;
-    if (tensor->kind == TCZ_BYTES ? !(type & 0x20) : tensor->kind && !(type & 0x10)) {
+    int whole = tensor->kind == TCZ_SHARED && tensor->dtype == INT8;
+    if (tensor->kind == TCZ_BYTES ? !(type & 0x20) : tensor->kind && !(type & 0x10) && !whole) {
         return TCZ_RECORD;
     }
     uint64_t count = 1;

@@ -145,7 +145,8 @@ def read_records(data: bytes, weights_bytes: int, profile: Profile) -> list[Reco
         if transposed and (profile == "flash" or kind == PLAIN or rank < 2):
             raise Damaged("a tensor is transposed that cannot be")
         name = DTYPES[dtype]
-        fits = (True, name.startswith("float"), name.startswith("float"), name[-4:] == "int8")
+        floating = name.startswith("float")
+        fits = (True, floating, floating or name == "int8", name[-4:] == "int8")
         if not fits[kind]:
             raise Damaged(f"a tensor of kind {kind} is {name}")
         dims = tuple(cursor.varint() for _ in range(rank))

@@ -51,6 +51,9 @@ upscale_factor window_size
 OPERATORS: tuple[str, ...] = (
     "tvm_compress.codebook",
     *(f"relax.{name}" for name in _OPERATORS.split()),
+    "tvm_compress.lookup",
+    "tvm_compress.requantize",
+    "tvm_compress.softmax",
 )
 
 # Node types of attributes that a file may make; they hold numbers and strings, nothing else.

@@ -14,6 +14,7 @@ import tvm
 from tvm_compress import edge
 from tvm_compress.errors import ModelFormatError, UnsupportedError
 from tvm_compress.frontends.named import bind_parameters, check_shapes
+from tvm_compress.frontends.onnx_integers import INTEGER_CONVERTERS, inferred, to_qdq
 
 __all__ = ["import_bytes", "import_model"]
 
@@ -57,18 +58,15 @@ def import_model(
         ModelFormatError: the model is not a valid ONNX model.
         UnsupportedError: an operator or a dynamic shape that the importer does not take.
     """
-    model = _with_static_inputs(_modern(model), shapes)
+    model = to_qdq(_with_static_inputs(_modern(model), shapes))
     _check_operators(model)
-    try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:
-        raise ModelFormatError(f"ONNX finds the model invalid: {error}") from error
+    model = inferred(model)
     _explicit_padding(model.graph)
     _constant_sizes(model.graph)
     try:
         with warnings.catch_warnings(), edge.relax_operators_for_te():
             warnings.simplefilter("ignore")  # the importer repeats the checker's remarks
-            mod = edge.import_onnx(model)
+            mod = edge.import_onnx(model, INTEGER_CONVERTERS)
     except (UnsupportedError, ModelFormatError):
         raise
     except Exception as error:
@@ -173,7 +171,8 @@ def _check_operators(model: onnx.ModelProto) -> None:
         # The importer looks at the name alone, and some of its operators are of com.microsoft.
         known = node.domain in ("", "ai.onnx", "com.microsoft")
         flow = node.op_type in ("If", "Loop", "Scan")
-        if flow or not known or not edge.onnx_importer_takes(node.op_type):
+        taken = node.op_type in INTEGER_CONVERTERS or edge.onnx_importer_takes(node.op_type)
+        if flow or not known or not taken:
             operator = node.op_type if known else f"{node.domain}.{node.op_type}"
             missing.append(f"{operator} (node {node.name or node.output[0]})")
     if missing:
@@ -215,7 +214,7 @@ def _explicit_padding(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type == "ConvTranspose":
             _padding_of_output(node, known, weights)
-        if node.op_type not in ("Conv", "MaxPool", "AveragePool", "LpPool"):
+        if node.op_type not in ("Conv", "ConvInteger", "MaxPool", "AveragePool", "LpPool"):
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         mode = attributes.get("auto_pad", b"NOTSET")

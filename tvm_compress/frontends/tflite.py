@@ -10,6 +10,8 @@ import tvm
 from tvm_compress import edge
 from tvm_compress.errors import ModelFormatError, UnsupportedError
 from tvm_compress.frontends.named import bind_parameters, check_shapes
+from tvm_compress.ops import ROUNDING
+from tvm_compress.qdq import is_quantised
 
 __all__ = ["import_bytes"]
 
@@ -19,7 +21,9 @@ def import_bytes(
 ) -> tvm.IRModule:
     """Import a TensorFlow Lite flat buffer.
 
-    Quantised models come as dequantize, float operator, quantize.
+    Quantised models come as dequantize, float operator, quantize; their function has the attribute
+    ``tvm_compress.rounding`` = ``double``, by which ``to-integers`` computes as TensorFlow Lite's
+    reference kernels do.
 
     Raises:
         ModelFormatError: the buffer is damaged.
@@ -62,7 +66,11 @@ def import_bytes(
             f"TVM's TensorFlow Lite importer cannot take {path}: {lines[-1].strip()} Convert the "
             "model again, in float or fully in int8."
         ) from error
-    return bind_parameters(mod, [], outputs=outputs)
+    mod = bind_parameters(mod, [], outputs=outputs)
+    if is_quantised(mod):
+        rounding = mod["main"].with_attr(ROUNDING, "double")
+        mod.update_func(mod.get_global_var("main"), rounding)
+    return mod
 
 
 def _check_given(

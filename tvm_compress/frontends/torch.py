@@ -8,8 +8,15 @@ from typing import Any
 import tvm
 
 from tvm_compress import edge
-from tvm_compress.errors import DataError, MissingToolError, ModelFormatError, UnsupportedError
+from tvm_compress.errors import (
+    DataError,
+    InputError,
+    MissingToolError,
+    ModelFormatError,
+    UnsupportedError,
+)
 from tvm_compress.frontends.named import bind_parameters
+from tvm_compress.frontends.torch_integers import converters, register_operators
 
 __all__ = ["import_file", "import_program", "takes"]
 
@@ -35,6 +42,7 @@ def import_file(path: Path) -> tvm.IRModule:
             f"{path} is an archive of PyTorch, and torch is not installed; install the extra: "
             "pip install 'tvm-compress[train]'."
         ) from error
+    register_operators()
     try:
         program = torch.export.load(str(path))
     except Exception as error:
@@ -73,7 +81,9 @@ def import_program(source: Any, example: Any) -> tvm.IRModule:
         finally:
             module.train(training)
     try:
-        mod, params = edge.import_torch(source)
+        mod, params = edge.import_torch(source, converters(source))
+    except InputError:
+        raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UnsupportedError(

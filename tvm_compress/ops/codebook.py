@@ -1,7 +1,8 @@
 """``tvm_compress.codebook(codes, centroids)``: a weight whose values are shared.
 
 ``w[...] = centroids[codes[...]]``: ``codes`` is uint8 of any shape, ``centroids`` float of shape
-``(k,)`` with ``k <= 256``. The result has the shape of the codes and the dtype of the centroids.
+``(k,)`` with ``k <= 256``, or int8 or int16 where the weight is quantised. The result has the shape
+of the codes and the dtype of the centroids.
 Source: Deep Compression (arXiv 1510.00149), section 3. Code 0 is the centroid of the pruned
 weights by convention of the passes; the operator itself gives it no special meaning.
 
@@ -67,7 +68,7 @@ def _offsets(shape: tuple[int, ...], centroids_shape: tuple[int, ...]) -> NDArra
 
 
 def codebook(codes: tvm.ir.Expr, centroids: tvm.ir.Expr) -> tvm.ir.Expr:
-    """Build the call: ``codes`` uint8 of any shape, ``centroids`` floating of shape ``(k,)``.
+    """Build the call: ``codes`` uint8 of any shape, ``centroids`` of shape ``(k,)``.
 
     ``centroids`` of shape ``(g_0, ..., g_n, k)`` are a codebook for each block of the codes.
     """
@@ -95,8 +96,10 @@ def _infer_type(call: tvm.ir.Expr, builder: relax.BlockBuilder) -> relax.TensorT
             f"{CODEBOOK}: there are {size} centroids; expected 1 to 256, as a code is one byte."
         )
     dtype = edge.dtype_of(centroids)
-    if not dtype.startswith("float"):
-        raise TypeError(f"{CODEBOOK}: the centroids are {dtype}; expected a floating type.")
+    if not dtype.startswith("float") and dtype not in ("int8", "int16"):
+        raise TypeError(
+            f"{CODEBOOK}: the centroids are {dtype}; expected a floating type, int8 or int16."
+        )
     if codes.shape is None:
         return relax.TensorType(dtype=dtype, ndim=codes.ndim)
     return relax.TensorType(codes.shape, dtype)
@@ -118,7 +121,7 @@ def _legalize(builder: relax.BlockBuilder, call: tvm.ir.Expr) -> tvm.ir.Expr:
 edge.register_op(
     CODEBOOK,
     "A weight given by codes into a vector of centroids.",
-    arguments=[("codes", "uint8 tensor"), ("centroids", "floating vector, or one for each block")],
+    arguments=[("codes", "uint8 tensor"), ("centroids", "vector, or one for each block")],
     infer_type=_infer_type,
     legalize=_legalize,
 )

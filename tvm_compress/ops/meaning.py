@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tvm_compress.errors import UnsupportedError
 from tvm_compress.ops.layout import axes_between, spatial, split_padding
 
-__all__ = ["MEANING"]
+__all__ = ["MEANING", "window_counts"]
 
 Array = NDArray[Any]
 MEANING: dict[str, Callable[..., Any]] = {}
@@ -390,9 +390,20 @@ def _log_softmax(attrs: Any, x: Array) -> Array:
 
 
 # Products and convolutions.
+def _factors(a: Array, b: Array) -> tuple[Array, Array]:
+    """Widen two arrays whose products are summed.
+
+    Products of 8 and 16 bits take less than 31, so float64 sums 2**22 of them exactly, and numpy
+    has a fast product of matrices for it alone.
+    """
+    if a.dtype.kind in "iu" and max(a.itemsize, b.itemsize) <= 2:
+        return a.astype(np.float64), b.astype(np.float64)
+    return _wide(a), _wide(b)
+
+
 @_means("matmul")
 def _matmul(attrs: Any, a: Array, b: Array) -> Array:
-    return np.asarray(np.matmul(_wide(a), _wide(b)))
+    return np.asarray(np.matmul(*_factors(a, b)))
 
 
 def _windows(
@@ -411,8 +422,9 @@ def _conv(attrs: Any, x: Array, weight: Array) -> Array:
     rank = x.ndim - 2
     letters = spatial(rank)
     data_layout, groups = str(attrs.data_layout), int(attrs.groups)
-    x = _wide(np.transpose(x, axes_between(data_layout, "NC" + letters)))
-    weight = _wide(np.transpose(weight, axes_between(str(attrs.kernel_layout), "OI" + letters)))
+    x = np.transpose(x, axes_between(data_layout, "NC" + letters))
+    weight = np.transpose(weight, axes_between(str(attrs.kernel_layout), "OI" + letters))
+    x, weight = _factors(x, weight)
     x = np.pad(x, [(0, 0), (0, 0), *split_padding(_ints(attrs.padding))])
     outputs, inputs = weight.shape[:2]
     windows = _windows(x, weight.shape[2:], _ints(attrs.strides), _ints(attrs.dilation))
@@ -502,6 +514,23 @@ def _avg_pool(attrs: Any, x: Array) -> Array:
     axes = tuple(range(-rank, 0))
     result = windows.sum(axis=axes) / np.maximum(counted.sum(axis=axes), 1)
     return np.transpose(result, axes_between("NC" + spatial(rank), str(attrs.layout)))
+
+
+def window_counts(attrs: Any, shape: Sequence[int]) -> NDArray[np.int64]:
+    """Give how many elements each window of an average pooling counts.
+
+    Args:
+        attrs: of ``relax.nn.avg_pool1d`` and its like.
+        shape: of the input, in the pooling's layout.
+
+    Returns:
+        The counts, of the output's shape with 1 along N and C.
+    """
+    rank, layout = len(shape) - 2, str(attrs.layout)
+    ones = [1 if letter in "NC" else n for n, letter in zip(shape, layout, strict=True)]
+    _, counted = _pool(attrs, np.zeros(ones, np.int64), rank, 0)
+    counts = np.maximum(counted.sum(axis=tuple(range(-rank, 0))), 1)
+    return np.transpose(counts, axes_between("NC" + spatial(rank), layout))
 
 
 def _adaptive_avg_pool(attrs: Any, x: Array) -> Array:

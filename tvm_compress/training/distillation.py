@@ -10,6 +10,7 @@ import torch
 import tvm
 from numpy.typing import NDArray
 
+from tvm_compress import qdq
 from tvm_compress.errors import UnsupportedError
 from tvm_compress.tensors import input_specs, output_specs
 from tvm_compress.training.device import find_device, moved
@@ -54,6 +55,7 @@ def teacher_outputs(
             f"Distillation: the network has {len(outputs)} outputs "
             f"({', '.join(spec.name for spec in outputs)}); expected one."
         )
+    inputs, mod = qdq.real_inputs(mod, inputs), qdq.with_reals(mod)
     specs = input_specs(mod)
     first = next(iter(inputs.values()), ()) if isinstance(inputs, Mapping) else inputs
     count = len(np.atleast_1d(np.asarray(first)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tvm import relax
 
-from tvm_compress import edge, fixed_point, ir
+from tvm_compress import edge, fixed_point, ir, qdq
 from tvm_compress.errors import DataError, UnsupportedError
 from tvm_compress.ops import codebook, flat_codes
 from tvm_compress.tensors import input_specs, output_specs
-from tvm_compress.training.meaning import TORCH, Attributes, as_declared
+from tvm_compress.training.meaning import TORCH, Attributes, as_declared, straight_through
 
 __all__ = ["TorchModule"]
 
@@ -93,9 +94,12 @@ class TorchModule(nn.Module):
     Its parameters are the floating parameters of the IR: a dense tensor under ``NAME:value``, the
     centroids of a shared weight under ``NAME:centroids`` (its codes never change). Of a weight in
     fixed point (:mod:`tvm_compress.fixed_point`) the grid stays, and ``NAME:value`` is the weight
-    behind the rounding, so its codes change; those of 0 do not. Statistics of a batch
-    normalisation, scales of quantisation and of fixed point, and tensors with infinities (masks of
-    attention) are parameters that do not ask for a gradient.
+    behind the rounding, so its codes change; those of 0 do not. Integers that a ``dequantize`` of
+    known scale stands behind (weights, biases, centroids of the QDQ form) are trained likewise:
+    ``NAME:value`` or ``NAME:centroids`` is in the unit of what they stand for, and is rounded to
+    them in every run. Statistics of a batch normalisation, scales of quantisation and of fixed
+    point, and tensors with infinities (masks of attention) are parameters that do not ask for a
+    gradient.
 
     Args:
         mod: a module as :func:`tvm_compress.load` gives it.
@@ -117,8 +121,10 @@ class TorchModule(nn.Module):
             name
             for name, parameter in self._parameters_of_ir.items()
             if parameter.centroids is not None
+            and parameter.centroids.dtype.kind == "f"
             and fixed_point.step_of(parameter.centroids) is not None
         }
+        self._integers = _integers(mod)
         self._slots: dict[Any, int] = {}
         self._steps: list[tuple[int, _Read]] = []
         self._weight_slots: list[tuple[int, str]] = []
@@ -163,6 +169,8 @@ class TorchModule(nn.Module):
             self.register_buffer(f"{name}:scales", _tensor(scales))
             self.register_parameter(f"{name}:value", nn.Parameter(_tensor(value * scales), trained))
             self._hold(f"{name}:value", torch.from_numpy(np.asarray(value == 0)))
+        elif name in self._integers:
+            self._register_integers(parameter)
         elif parameter.codes is not None and parameter.centroids is not None:
             codes = flat_codes(parameter.codes, parameter.centroids.shape)
             self.register_buffer(f"{name}:codes", _tensor(codes.astype(np.int32)))
@@ -178,15 +186,39 @@ class TorchModule(nn.Module):
         else:
             self.register_buffer(f"{name}:value", _tensor(value))
 
+    def _register_integers(self, parameter: ir.Parameter) -> None:
+        name, how = parameter.name, self._integers[parameter.name]
+        table = parameter.value if parameter.centroids is None else parameter.centroids
+        steps = table.astype(np.float64) - how.zero_point
+        # A bias may have more digits than float32.
+        wide = np.float64 if table.dtype.itemsize > 2 else np.float32
+        real = _tensor((steps * how.scale).astype(wide))
+        self.register_buffer(f"{name}:scales", _tensor(how.scale.astype(wide)))
+        self.register_buffer(f"{name}:zero_point", _tensor(how.zero_point.astype(wide)))
+        if parameter.codes is None:
+            self.register_parameter(f"{name}:value", nn.Parameter(real))
+            return
+        codes = flat_codes(parameter.codes, table.shape)
+        self.register_buffer(f"{name}:codes", _tensor(codes.astype(np.int32)))
+        self.register_parameter(f"{name}:centroids", nn.Parameter(real))
+        zero = torch.zeros(real.shape, dtype=torch.bool)
+        zero[..., 0] = real[..., 0] == 0
+        if zero.any():
+            self._hold(f"{name}:centroids", zero)
+
     def _hold(self, attribute: str, zeros: Tensor) -> None:
         self.register_buffer(f"{attribute}:zeros", zeros, persistent=False)
         self._zeros.append((attribute, f"{attribute}:zeros"))
 
     def _hold_zeros_of(self, weights: dict[str, ir.Weight]) -> None:
         for name, weight in weights.items():
+            if weight.parameter.shared:
+                continue
             value = weight.parameter.value
-            if not weight.parameter.shared and value.dtype.kind == "f" and (value == 0).any():
-                self._hold(f"{name}:value", torch.from_numpy(np.asarray(value == 0)))
+            zero = self._integers[name].zero_point if name in self._integers else 0
+            trained = value.dtype.kind == "f" or name in self._integers
+            if trained and (value == zero).any():
+                self._hold(f"{name}:value", torch.from_numpy(np.asarray(value == zero)))
 
     def _reader(self, expr: Any, name: str) -> _Read:
         """Turn a binding's value into a function of the values of the variables."""
@@ -234,13 +266,25 @@ class TorchModule(nn.Module):
             parts = [getattr(self, f"{name}:{part}") for part in ("value", "grid", "scales")]
             rounded: Tensor = FixedPointWeight.apply(*parts)  # type: ignore[no-untyped-call]
             return rounded
+        if name in self._integers and not self._parameters_of_ir[name].shared:
+            return self._rounded(name, "value").to(torch.float32)
         if self._parameters_of_ir[name].shared:
-            centroids: Tensor = getattr(self, f"{name}:centroids")
+            whole = name in self._integers
+            centroids: Tensor = (
+                self._rounded(name, "centroids") if whole else getattr(self, f"{name}:centroids")
+            )
             codes: Tensor = getattr(self, f"{name}:codes")
             weight: Tensor = SharedWeight.apply(codes, centroids)  # type: ignore[no-untyped-call]
             return weight
         value: Tensor = getattr(self, f"{name}:value")
         return value
+
+    def _rounded(self, name: str, part: str) -> Tensor:
+        """Give the integers of a parameter as floats, with a gradient straight to what they are."""
+        how = self._integers[name]
+        scaled = getattr(self, f"{name}:{part}") / getattr(self, f"{name}:scales")
+        whole = straight_through(scaled, torch.round(scaled)) + getattr(self, f"{name}:zero_point")
+        return torch.clamp(whole, how.low, how.high)
 
     def _laid_out(self, name: str) -> Tensor:
         weight = self.dense(name)
@@ -320,9 +364,21 @@ class TorchModule(nn.Module):
 
         The codes are the same too, but for those of weights in fixed point.
         """
+        return ir.replace_parameters(self._mod, self.parameters_of_ir())
+
+    @torch.no_grad()
+    def parameters_of_ir(self) -> dict[str, tvm.ir.Expr]:
+        """Give what each parameter of the IR that can be trained is bound to now, by its name."""
         new: dict[str, tvm.ir.Expr] = {}
         for name, parameter in self._parameters_of_ir.items():
             old = parameter.value if parameter.centroids is None else parameter.centroids
+            if name in self._integers:
+                whole = self._rounded(name, "centroids" if parameter.shared else "value")
+                value = edge.constant(whole.cpu().numpy().astype(old.dtype))
+                if parameter.codes is not None:
+                    value = codebook(edge.constant(parameter.codes), value)
+                new[name] = value
+                continue
             if old.dtype.kind != "f":
                 continue
             if name in self._in_fixed_point:
@@ -338,7 +394,48 @@ class TorchModule(nn.Module):
             if parameter.codes is not None:
                 value = codebook(edge.constant(parameter.codes), value)
             new[name] = value
-        return ir.replace_parameters(self._mod, new)
+        return new
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """How the integers of a parameter stand for real numbers, and between which they lie."""
+
+    scale: NDArray[np.float64]
+    zero_point: NDArray[np.int64]
+    low: int
+    high: int
+
+
+def _integers(mod: tvm.IRModule) -> dict[str, _Integers]:
+    """Give what is trained of integers: those that a ``dequantize`` alone uses."""
+    found, named = {}, ir.parameters(mod)
+    for name, how in qdq.integer_parameters(mod).items():
+        parameter, scale = named[name], how.scale
+        table = parameter.value if parameter.centroids is None else parameter.centroids
+        low, high = int(np.iinfo(table.dtype).min), int(np.iinfo(table.dtype).max)
+        if low < 0 and not how.zero_point.any():  # symmetric, as quantize leaves it
+            low = min(-high, int(table.min(initial=0)))
+        if parameter.centroids is not None:
+            scale = _of_centroids(scale, parameter.centroids.shape)
+        found[name] = _Integers(scale, how.zero_point, low, high)
+    return found
+
+
+def _of_centroids(scale: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Give the unit of centroids: where they serve channels of several scales, the mean of them."""
+    if scale.size == 1:
+        return scale.reshape(())
+    groups = shape[:-1] or (1,) * scale.ndim
+    cut = [size for n, count in zip(scale.shape, groups, strict=True) for size in _cut(n, count)]
+    blocks = np.square(scale).reshape(cut)
+    means: NDArray[np.float64] = np.sqrt(blocks.mean(axis=tuple(range(1, blocks.ndim, 2))))
+    return means[..., None] if len(shape) > 1 else means.reshape(())
+
+
+def _cut(size: int, count: int) -> tuple[int, int]:
+    """Give the blocks that an axis of scales falls into, and their length."""
+    return (1, 1) if size == 1 else (count, size // count)
 
 
 def _tensor(value: NDArray[Any]) -> Tensor:
@@ -382,7 +479,7 @@ def _input_of_last_softmax(function: relax.Function, output: Any) -> Any:
     value = output
     while isinstance(value, relax.Var):
         value = bound.get(value)
-    while edge.op_name(value) == "relax.reshape":
+    while edge.op_name(value) in ("relax.reshape", "relax.quantize", "relax.dequantize"):
         value = value.args[0]
         while isinstance(value, relax.Var):
             value = bound.get(value)

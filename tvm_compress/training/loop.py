@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import tvm
 from torch import Tensor
 
+from tvm_compress import ir, qdq
 from tvm_compress.errors import OptionError, UnsupportedError
 from tvm_compress.tensors import input_specs, output_specs
 from tvm_compress.training import checkpoint as checkpoints
@@ -165,6 +166,10 @@ def finetune(
     was interrupted and is called again with the same arguments and ``checkpoint`` goes on from
     there, and ends with the bytes of an uninterrupted run.
 
+    A network in the QDQ form is trained through its roundings (straight-through estimators): its
+    weights stay integers of the same scales, and its integer inputs and outputs count as the real
+    numbers that they stand for, so ``x`` may be float32 or the integers, and targets are real.
+
     Args:
         mod: a module as :func:`tvm_compress.load` and the passes give it.
         data: ``(x, y)``. ``x``: an array (N, *input shape) of the input's dtype, where the input's
@@ -248,12 +253,18 @@ def finetune(
     )
     place = find_device(device)
     path = None if checkpoint is None else checkpoints.check_path(checkpoint)
-    net = TorchModule(mod, before_softmax=loss in ("cross_entropy", "distillation")).to(place)
-    objective = _Objective(mod, net, loss)
-    samples = objective.check("training data", data, mod)
-    judged = None if validation is None else objective.check("validation data", validation, mod)
+    # What takes and gives integers is trained on the real numbers that they stand for.
+    real = qdq.with_reals(mod)
+    net = TorchModule(real, before_softmax=loss in ("cross_entropy", "distillation")).to(place)
+    objective = _Objective(real, net, loss)
+    samples = objective.check("training data", _real(mod, data), real)
+    judged = None
+    if validation is not None:
+        judged = objective.check("validation data", _real(mod, validation), real)
     trained = _trained(net)
-    teaching = None if teacher is None else TorchModule(teacher, before_softmax=True).to(place)
+    teaching = None
+    if teacher is not None:
+        teaching = TorchModule(qdq.with_reals(teacher), before_softmax=True).to(place)
     fingerprint = None
     if path is not None:
         fingerprint = checkpoints.Fingerprint(
@@ -276,7 +287,14 @@ def finetune(
             run.resume(path, fingerprint)
         with _bar(run) if progress else nullcontext() as show:
             run.train(stopping, [f for f in (show, on_step) if f is not None])
-    return net.to_relax()
+    return ir.replace_parameters(mod, net.parameters_of_ir())
+
+
+def _real(mod: tvm.IRModule, data: Any) -> Any:
+    """Turn integer samples of a quantised network into what they stand for."""
+    if not (isinstance(data, tuple) and len(data) == 2) or not qdq.input_parameters(mod):
+        return data
+    return qdq.real_inputs(mod, data[0]), data[1]
 
 
 def _loss_name(loss: Loss) -> str:

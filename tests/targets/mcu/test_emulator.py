@@ -21,7 +21,15 @@ from tvm_compress.errors import CompressError, MissingToolError
 from tvm_compress.targets.mcu import emulator
 from tvm_compress.targets.mcu.boards import Board, EmulatorName, get_board
 from tvm_compress.targets.mcu.elf import Elf, read_elf
-from tvm_compress.targets.mcu.engine import DISPATCH, FIRST_LAYER, INHERIT, OUTSIDE, code_map
+from tvm_compress.targets.mcu.engine import (
+    DISPATCH,
+    EDGES,
+    FIRST_LAYER,
+    INHERIT,
+    OUTSIDE,
+    PLANES,
+    code_map,
+)
 from tvm_compress.targets.mcu.firmware import Firmware, ModelSources, link_firmware
 from tvm_compress.targets.mcu.toolchain import ToolchainName, find_toolchain
 
@@ -214,8 +222,10 @@ def test_counting_changes_no_output_and_counts_every_sample(tmp_path: Path) -> N
         assert counted.files == emulator.run(elf, BOARD, {"input.bin": data}).files
         assert counted.counts is not None
         runs.append(counted.counts)
-    assert runs[1][DISPATCH:].tolist() == (3 * runs[0][DISPATCH:]).tolist()
-    assert runs[0][[INHERIT, OUTSIDE]].tolist() == [0, 0]
+    assert runs[0].shape == (PLANES, code.owner_count, len(code.owners) + 1)
+    assert runs[0][EDGES, DISPATCH:].any(axis=1).all()
+    assert (runs[1][:, DISPATCH:] == 3 * runs[0][:, DISPATCH:]).all()
+    assert not runs[0][:, [INHERIT, OUTSIDE]].any()
 
 
 def test_the_code_map_names_the_owner_of_every_function(tmp_path: Path) -> None:
@@ -250,7 +260,12 @@ def test_code_outside_the_map_is_told(tmp_path: Path) -> None:
     elf = read_elf(link_firmware(model, BOARD, tmp_path).elf)
     code = code_map(elf, model.run_symbol, tuple(layer.symbol for layer in model.layers))
     half = len(code.owners) // 2
-    less = replace(code, owners=code.owners[:half], code=code.code[: 2 * half])
+    less = replace(
+        code,
+        owners=code.owners[:half],
+        code=code.code[: 2 * half],
+        watched=code.watched[:half],
+    )
     data = b"\x01\x00\x00\x00" + tiny_input(1).tobytes()
     with pytest.raises(CompressError, match=r"outside its section \.text.*Keep functions in"):
         emulator.run(elf, BOARD, {"input.bin": data}, less)

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_compress.errors import OptionError
-from tvm_compress.targets.mcu.memory import Lifetime, MemoryPlan, live_set_bound, plan_memory
+from tvm_compress.targets.mcu.memory import (
+    Lifetime,
+    MemoryPlan,
+    live_bytes,
+    live_set_bound,
+    plan_memory,
+)
 
 
 @st.composite
@@ -167,6 +173,99 @@ def test_searches_mend_what_greed_misses(count: int, longest: int, seed: int) ->
 
 def test_no_tensors() -> None:
     assert plan_memory([]) == MemoryPlan(offsets={}, arena_bytes=0, bound_bytes=0)
+
+
+# --- in place
+
+
+@st.composite
+def pairs_of(draw: st.DrawFn) -> tuple[list[Lifetime], list[tuple[str, str]]]:
+    """Lifetimes, and some of the pairs of them that meet at one step."""
+    lifetimes = draw(lifetime_lists(max_count=12, max_size=200))
+    meeting = [
+        (a.name, b.name) for a in lifetimes for b in lifetimes if b.first < a.first == b.last
+    ]
+    return lifetimes, draw(st.lists(st.sampled_from(meeting))) if meeting else []
+
+
+def held(lifetimes: list[Lifetime], over: dict[str, str], step: int, alignment: int) -> int:
+    """Bytes held at a step by the definition: of those at one place the largest alone counts."""
+    by_name = {life.name: life for life in lifetimes}
+    chains: dict[str, list[Lifetime]] = {}
+    for life in lifetimes:
+        root = life.name
+        while root in over:
+            root = over[root]
+        chains.setdefault(root, []).append(by_name[life.name])
+    return sum(
+        -(-max(life.size_bytes for life in chain) // alignment) * alignment
+        for chain in chains.values()
+        if any(life.first <= step <= life.last for life in chain)
+    )
+
+
+@given(pairs_of(), st.sampled_from([1, 16]))
+@settings(deadline=None)
+def test_plans_in_place_are_sound(
+    given_pairs: tuple[list[Lifetime], list[tuple[str, str]]], alignment: int
+) -> None:
+    lifetimes, pairs = given_pairs
+    plan = plan_memory(lifetimes, alignment=alignment, in_place=pairs)
+    assert list(plan.offsets) == [life.name for life in lifetimes]
+    assert set(plan.over.items()) <= set(pairs)
+    assert len(set(plan.over.values())) == len(plan.over), "two tensors in one place"
+    steps = range(min((t.first for t in lifetimes), default=0), 40)
+    for step in steps:
+        live = [life for life in lifetimes if life.first <= step <= life.last]
+        for a, b in itertools.combinations(live, 2):
+            if plan.over.get(a.name) == b.name or plan.over.get(b.name) == a.name:
+                assert plan.offsets[a.name] == plan.offsets[b.name]
+                continue
+            low, high = sorted((a, b), key=lambda life: plan.offsets[life.name])
+            assert plan.offsets[low.name] + low.size_bytes <= plan.offsets[high.name], (low, high)
+    assert plan.bound_bytes == max(held(lifetimes, plan.over, s, alignment) for s in steps)
+    assert (
+        plan.bound_bytes
+        <= plan.arena_bytes
+        <= plan_memory(lifetimes, alignment=alignment).arena_bytes
+    )
+    positive = [Lifetime(t.name, t.size_bytes, t.first + 3, t.last + 3) for t in lifetimes]
+    assert live_bytes(positive, plan.over, 40) == [
+        held(positive, plan.over, s, 1) for s in range(40)
+    ]
+
+
+def test_a_tensor_takes_the_place_of_one_that_dies() -> None:
+    chain = [Lifetime(f"t{i}", 100, i, i + 1) for i in range(6)]
+    pairs = [(f"t{i + 1}", f"t{i}") for i in range(5)]
+    plan = plan_memory(chain, alignment=1, in_place=pairs)
+    assert plan.arena_bytes == 100
+    assert plan.over == dict(pairs)
+
+
+def test_of_two_that_die_one_is_taken() -> None:
+    lives = [Lifetime("a", 64, 0, 2), Lifetime("b", 64, 1, 2), Lifetime("c", 64, 2, 3)]
+    plan = plan_memory(lives, in_place=[("c", "a"), ("c", "b")])
+    assert plan.over == {"c": "a"}
+    assert plan.arena_bytes == 128
+
+
+def test_two_outputs_do_not_take_one_place() -> None:
+    lives = [Lifetime("a", 64, 0, 1), Lifetime("b", 64, 1, 1), Lifetime("c", 64, 1, 1)]
+    plan = plan_memory(lives, in_place=[("b", "a"), ("c", "a")])
+    assert plan.over == {"b": "a"}
+    assert plan.arena_bytes == 128
+
+
+def test_a_smaller_tensor_shares_where_that_helps() -> None:
+    # At its one step b saves 16 bytes; beside it c would be too much to hold all of a for.
+    big = [Lifetime("a", 64, 0, 1), Lifetime("b", 16, 1, 2)]
+    assert plan_memory(big, in_place=[("b", "a")]).over == {"b": "a"}
+    more = [*big, Lifetime("c", 64, 2, 3)]
+    assert plan_memory(more, in_place=[("b", "a")]).over == {}
+    # Nothing is won away from the peak.
+    far = [*big, Lifetime("c", 256, 5, 6)]
+    assert plan_memory(far, in_place=[("b", "a")]).over == {}
 
 
 # --- networks, from the shapes of their layers
@@ -344,3 +443,25 @@ def test_tensor_that_ends_before_it_begins() -> None:
         OptionError, match=r"^Tensor 'a' lives from step 3 to step 2; expected the last .*Give its"
     ):
         plan_memory([Lifetime("a", 4, 3, 2)])
+
+
+def test_a_pair_of_which_one_is_not_in_the_plan() -> None:
+    with pytest.raises(
+        OptionError,
+        match=r"^The pair \('a', 'b'\) of tensors that may share their bytes names 'b', which is "
+        r"not in the plan; expected names of its tensors\. Leave tensors outside the arena out\.$",
+    ):
+        plan_memory([Lifetime("a", 4, 0, 1)], in_place=[("a", "b")])
+
+
+@pytest.mark.parametrize(
+    "other", [Lifetime("b", 4, 0, 3), Lifetime("b", 4, 0, 1), Lifetime("b", 4, 2, 2)]
+)
+def test_a_pair_that_does_not_meet(other: Lifetime) -> None:
+    message = (
+        rf"^Tensor 'a' of step 2 may take the bytes of 'b', which lives from step {other.first} to "
+        rf"step {other.last}; expected one that was written before and is read last in step 2\. "
+        r"Leave the pair out\.$"
+    )
+    with pytest.raises(OptionError, match=message):
+        plan_memory([Lifetime("a", 4, 2, 3), other], in_place=[("a", "b")])

@@ -1,0 +1,56 @@
+"""What a kernel of an integer layer is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_compress.targets.mcu.dsp.requantize import Requantize
+from tvm_compress.targets.mcu.geometry import Geometry
+
+__all__ = ["IntegerLayer"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A convolution or product of int8 with what follows it.
+
+    Attributes:
+        geometry: sizes; its padding is filled with ``zero``.
+        weights: int16 (outputs, columns), columns in the order (channel, kh, kw).
+        bias: int64 (outputs,), the input's zero point folded in.
+        zero: the int8 that padding holds.
+        requantize: what makes the sum a byte.
+    """
+
+    geometry: Geometry
+    weights: Array
+    bias: Array
+    zero: int
+    requantize: Requantize
+
+    @cached_property
+    def bound(self) -> Array:
+        """The largest magnitude of each output channel's sum, for any int8 input."""
+        w = self.weights.astype(np.int64)
+        high = np.maximum(w * -128, w * 127).sum(axis=1) + self.bias
+        low = np.minimum(w * -128, w * 127).sum(axis=1) + self.bias
+        return np.asarray(np.maximum(np.abs(high), np.abs(low)))
+
+    @cached_property
+    def too_large(self) -> bool:
+        """Whether a sum, or what requantization adds to it, could leave a word."""
+        return bool((self.bound + self.requantize.most_added).max(initial=0) >= 1 << 31)
+
+    @cached_property
+    def pairable(self) -> bool:
+        """Whether the weights of two channels fit a halfword, and their sums a word."""
+        if self.weights.min(initial=0) < -127 or self.weights.max(initial=0) > 127:
+            return False
+        return bool(256 * self.bound.max() + self.bound.max() < 1 << 31)
