@@ -6,6 +6,7 @@ from tvm_compress.passes.bank_prune import BankPrune
 from tvm_compress.passes.base import InputsPass, Pass
 from tvm_compress.passes.block_prune import BlockPrune
 from tvm_compress.passes.canonicalize import Canonicalize
+from tvm_compress.passes.channels_last import ChannelsLast
 from tvm_compress.passes.dequantize import Dequantize
 from tvm_compress.passes.drop_prune import DropPrune
 from tvm_compress.passes.equalize import Equalize
@@ -26,6 +27,7 @@ __all__ = [
     "BankPrune",
     "BlockPrune",
     "Canonicalize",
+    "ChannelsLast",
     "Dequantize",
     "DropPrune",
     "Equalize",
@@ -61,6 +63,7 @@ PASSES: dict[str, type[Pass]] = {
         ReduceRate,
         RoundBiases,
         ToIntegers,
+        ChannelsLast,
         Equalize,
         Quantize,
         Dequantize,

@@ -147,7 +147,7 @@ def _blocks(weight: ir.Weight, outputs: int, inputs: int) -> NDArray[np.int64] |
     places = np.indices(shape)
     places[axis] //= outputs
     places[input_axis] //= inputs
-    return np.ravel_multi_index(tuple(places), shape)
+    return np.asarray(np.ravel_multi_index(tuple(places), shape))
 
 
 def _compress(

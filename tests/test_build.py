@@ -148,6 +148,16 @@ def test_an_unknown_toolchain() -> None:
         tc.build(small(), board="cortex-m4", toolchain="iar")
 
 
+@pytest.mark.parametrize("target", ["c", "reference"])
+def test_an_unknown_thing_to_optimize_for(target: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        tc.build(small(), target, optimize="small")
+    assert str(caught.value) == (
+        "'small' is nothing that build can optimize for; expected one of speed, balanced, size. "
+        "Leave it out for balanced."
+    )
+
+
 def test_a_toolchain_without_a_board() -> None:
     with pytest.raises(OptionError, match="compiles for boards, and no board was given"):
         tc.build(small(), toolchain="zig")

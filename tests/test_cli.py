@@ -1096,7 +1096,7 @@ def test_build_passes_its_options_on(
     small: Path, builds: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     options = ["--target", "c", "--board", "cortex-m4", "--name", "kws", "--toolchain", "gnu"]
-    options += ["--fallback", "float"]
+    options += ["--fallback", "float", "--optimize", "size"]
     out = done("build", small, *options, "-o", tmp_path / "kws_c")
     folder = tmp_path / "kws_c"
     (given,) = builds
@@ -1107,6 +1107,7 @@ def test_build_passes_its_options_on(
         "out_dir": folder,
         "toolchain": "gnu",
         "fallback": "float",
+        "optimize": "size",
     }
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     for row in ("flash code 3,000", "flash total 4,321", "ram stack 234", "ram total 1,234"):
@@ -1158,9 +1159,9 @@ def test_run_on_a_board_with_a_profile(
         ],
     }
     board = {"target": "c", "board": "cortex-m4", "fallback": "error"}
-    assert builds == [{**board, "toolchain": None, "engines": {None}}]
-    done(*command, "--profile", "--toolchain", "zig", "--engine", "qemu")
-    assert builds[1:] == [{**board, "toolchain": "zig", "engines": {"qemu"}}]
+    assert builds == [{**board, "toolchain": None, "engines": {None}, "optimize": "balanced"}]
+    done(*command, "--profile", "--toolchain", "zig", "--engine", "qemu", "--optimize", "speed")
+    assert builds[1:] == [{**board, "toolchain": "zig", "engines": {"qemu"}, "optimize": "speed"}]
     out = done(*command, "--profile")
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     assert ["conv1", "conv2d", "9,000", "90.0%", "12,000", "80.0%"] in rows

@@ -63,7 +63,7 @@ def build(
     if optimize not in get_args(Optimize):
         raise OptionError(
             f"{optimize!r} is nothing that build can optimize for; expected one of "
-            f"{', '.join(get_args(Optimize))}."
+            f"{', '.join(get_args(Optimize))}. Leave it out for balanced."
         )
     mod = prepare(mod, fallback)
     return chosen.build(

@@ -159,6 +159,18 @@ def with_args(call: Any, args: Sequence[Any]) -> Any:
     return tvm.ir.Call(call.op, list(args), call.attrs, ty_args=list(call.ty_args) or None)
 
 
+def with_attrs(call: Any, args: Sequence[Any], **changes: Any) -> Any:
+    """Give the same operator with other arguments and some other attributes."""
+    info = type_info(call.attrs)
+    if isinstance(call.attrs, tvm.ir.DictAttrs):
+        fields = dict(call.attrs.items())
+    else:
+        fields = {field.name: getattr(call.attrs, field.name) for field in info.fields}
+    return tvm.ir.Call(
+        call.op, list(args), tvm.ir.make_node(info.type_key, **{**fields, **changes})
+    )
+
+
 def variables_in(expr: Any) -> Iterator[Any]:
     """Give the variables of one binding's value, in order, each as often as it is used."""
     if isinstance(expr, relax.Var):

@@ -409,8 +409,8 @@ def memory(
     from tvm_compress.targets.mcu.program import make_program
 
     chosen = None if board is None else get_board(str(board))
-    extensions = {} if chosen is None else {"dsp": chosen.has_dsp, "mve": chosen.has_mve}
-    program = make_program(*lower(prepare(mod, fallback), **extensions))
+    dsp, mve = (chosen.has_dsp, chosen.has_mve) if chosen is not None else (False, False)
+    program = make_program(*lower(prepare(mod, fallback), dsp=dsp, mve=mve))
     plan, lifetimes = program.plan, program.lifetimes
     assert plan is not None
     # The program's names end in a number, which two results of one call alone need.

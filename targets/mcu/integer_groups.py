@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from tvm_compress import edge, ir
 from tvm_compress.ops.requantize import REQUANTIZE, requantize_element
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.dsp.requantize import Requantize
-from tvm_compress.targets.mcu.dsp.residual import Rescaled, Residual
+from tvm_compress.targets.mcu.dsp.residual import Addition, Rescaled, Residual, WeightedSum
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
 from tvm_compress.targets.mcu.kernels import Arithmetic, Epilogue
 
@@ -51,7 +51,7 @@ class IntegerGroup:
     attrs: Any
     names: tuple[str, ...]
     residual: Any = None  # a tensor that is added behind the requantization
-    sum: Residual | None = None  # and how
+    sum: Addition | None = None  # and how
 
     @property
     def out_dtype(self) -> str:
@@ -86,7 +86,7 @@ class IntegerGroup:
         zero = self.arithmetic().zero
         bias = self.bias + zero * self._rows().astype(np.int64).sum(axis=1)
         arrays = [bias.astype(np.int32), self.multiplier, self.shift]
-        shape = (-1,)
+        shape: tuple[int, ...] = (-1,)
         if self.geometry.rank and not self.geometry.channels_last:
             shape = (-1, *[1] * self.geometry.rank)
         # What all channels share stands in the code.
@@ -99,7 +99,8 @@ class IntegerGroup:
             factors = [
                 IntImm("int64", s) if s is not None else rest.pop(0).astype("int64") for s in shared
             ]
-            return requantize_element(total + elements[0], *factors, self.attrs)
+            multiplier, shift = factors
+            return requantize_element(total + elements[0], multiplier, shift, self.attrs)
 
         shapes = tuple((a.shape, "int32") for a in operands)
         return Epilogue(apply, shapes), operands
@@ -226,26 +227,24 @@ def _absorb(x: Any, pad: Any, geometry: Geometry) -> tuple[Any, Geometry, int] |
     outside = [a for a in range(len(before)) if a not in spatial]
     if inner is None or any(before[a] or after[a] for a in outside) or min(widths) < 0:
         return None
-    rows = [before[a] for a in spatial]
-    sizes = [inner[a] for a in spatial]
-    grown = replace(
-        geometry,
-        padding=(0, *rows) if geometry.rank == 1 else tuple(rows),
-        in_size=(1, *sizes) if geometry.rank == 1 else tuple(sizes),
-        in_shape=inner,
-    )
+    top, left = [0, *(before[a] for a in spatial)][-2:]
+    height, width = [1, *(inner[a] for a in spatial)][-2:]
+    grown = replace(geometry, padding=(top, left), in_size=(height, width), in_shape=inner)
     return pad.args[0], grown, int(pad.attrs.pad_value)
 
 
 def with_residuals(
     mod: tvm.IRModule, groups: dict[str, IntegerGroup], takes: Callable[[IntegerGroup], bool]
 ) -> dict[str, IntegerGroup]:
-    """Let integer layers take in the addition behind them, in TensorFlow Lite's arithmetic::
+    """Let integer layers take in the addition behind them.
+
+    Where sums are rounded twice, that is TensorFlow Lite's arithmetic::
 
         a = tvm_compress.requantize((q - zero) * 2**20, multiplier, shift)  # int32; b likewise
         y = tvm_compress.requantize(a + b, multiplier, shift)
 
-    ``takes`` says whether the kernel of a group can. Of two layers the later one takes the sum.
+    and else ``y = clip((q * factor + r * factor + constant) >> shift)``. ``takes`` says whether
+    the kernel of a group can. Of two layers the later one takes the sum.
     """
     function = ir.main_function(mod)
     uses = edge.use_counts(function)
@@ -253,46 +252,72 @@ def with_residuals(
     order = {edge.var_name(var): i for i, var in enumerate(bound)}
     fused = dict(groups)
     for var, value in bound.items():
-        found = _match_sum(value, bound, uses)
-        if found is None:
-            continue
-        (terms, names), total = found
-        candidates = [
-            (order[edge.var_name(q)], i)
-            for i, (q, _) in enumerate(terms)
-            if edge.var_name(q) in fused and uses[q] == 1 and isinstance(q, relax.Var)
-        ]
-        for _, i in sorted(candidates, reverse=True):
-            (own, own_term), (other, other_term) = terms[i], terms[1 - i]
-            group = fused[edge.var_name(own)]
-            residual = Residual(own_term, other_term, total)
-            same = edge.static_shape(other) == group.geometry.out_shape and group.sum is None
-            known = isinstance(other, relax.Var) and edge.dtype_of(other) == "int8"
-            if not (same and known and takes(group)) or residual.refuses():
+        for own, other, how, names in _match_sum(value, _Chain(bound, uses)):
+            name = edge.var_name(own)
+            if name not in fused or uses[own] != 1 or not isinstance(other, relax.Var):
                 continue
-            del fused[edge.var_name(own)]
-            inside = (*group.names, edge.var_name(own), *names)
-            fused[edge.var_name(var)] = replace(group, names=inside, residual=other, sum=residual)
+            group = fused[name]
+            # The other tensor has to be there before this layer; an input of the network is.
+            there = order.get(edge.var_name(other), -1) < order[name]
+            same = edge.static_shape(other) == group.geometry.out_shape and group.sum is None
+            if not (there and same and takes(group)) or how.refuses():
+                continue
+            del fused[name]
+            inside = (*group.names, name, *names)
+            fused[edge.var_name(var)] = replace(group, names=inside, residual=other, sum=how)
             break
     return fused
 
 
-def _match_sum(
-    call: Any, bound: dict[Any, Any], uses: dict[Any, int]
-) -> tuple[tuple[list[tuple[Any, Rescaled]], list[str]], Requantize] | None:
-    """Match the requantized sum of two int8 tensors: ((tensor, term) twice, names), total."""
-    factors = _factors(call, "int8")
-    added = bound.get(call.args[0]) if factors is not None else None
-    if factors is None or edge.op_name(added) != "relax.add" or uses[call.args[0]] != 1:
+@dataclass
+class _Chain:
+    """What variables are bound to, where nothing else uses them."""
+
+    bound: dict[Any, Any]
+    uses: dict[Any, int]
+
+    def of(self, user: Any, index: int, operator: str, names: list[str]) -> Any:
+        """Give the call of an operator that is an argument of a call, and note its name; or None.
+
+        ``user`` may be None too.
+        """
+        var = None if user is None else user.args[index]
+        if not isinstance(var, relax.Var) or self.uses[var] != 1:
+            return None
+        call = self.bound.get(var)
+        if edge.op_name(call) != operator:
+            return None
+        names.append(edge.var_name(var))
+        return call
+
+
+def _integer(expr: Any) -> int | None:
+    if not isinstance(expr, edge.Constant) or edge.constant_value(expr).size != 1:
         return None
-    names, terms = [edge.var_name(call.args[0])], []
-    for arg in added.args:
-        if uses[arg] != 1 or not isinstance(arg, relax.Var):
-            return None
-        term = _match_term(arg, bound, uses, names)
-        if term is None:
-            return None
-        terms.append(term)
+    return int(edge.constant_value(expr).flat[0])
+
+
+def _match_sum(call: Any, chain: _Chain) -> Iterator[tuple[Any, Any, Addition, list[str]]]:
+    """Give (own, other, addition, names between), in both ways round."""
+    for match in (_match_twice, _match_once):
+        names: list[str] = []
+        found = match(call, chain, names)
+        if found is not None:
+            tensors, additions = found
+            for i in (0, 1):
+                yield tensors[i], tensors[1 - i], additions[i], names
+
+
+def _match_twice(
+    call: Any, chain: _Chain, names: list[str]
+) -> tuple[list[Any], list[Addition]] | None:
+    factors = _factors(call, "int8")
+    added = chain.of(call, 0, "relax.add", names) if factors is not None else None
+    if factors is None or added is None:
+        return None
+    first, second = (_match_term(added, index, chain, names) for index in (0, 1))
+    if first is None or second is None:
+        return None
     a = call.attrs
     multiplier, shift = (np.asarray([f], np.int32) for f in factors)
     total = Requantize(
@@ -303,37 +328,63 @@ def _match_sum(
         int(a["low"]),
         int(a["high"]),
     )
-    return (terms, names), total
+    sums: list[Addition] = [
+        Residual(first[1], second[1], total),
+        Residual(second[1], first[1], total),
+    ]
+    return [first[0], second[0]], sums
+
+
+def _match_once(
+    call: Any, chain: _Chain, names: list[str]
+) -> tuple[list[Any], list[Addition]] | None:
+    if edge.op_name(call) != "relax.astype" or edge.dtype_of(call) != "int8":
+        return None
+    clip = chain.of(call, 0, "relax.clip", names)
+    shifted = chain.of(clip, 0, "relax.right_shift", names)
+    rounded = chain.of(shifted, 0, "relax.add", names)
+    added = chain.of(rounded, 0, "relax.add", names)
+    if added is None:
+        return None
+    tensors, weights = [], []
+    for index in (0, 1):
+        product = chain.of(added, index, "relax.multiply", names)
+        wide = chain.of(product, 0, "relax.astype", names)
+        if wide is None or edge.dtype_of(wide.args[0]) != "int8":
+            return None
+        weight = _integer(product.args[1])
+        if weight is None:
+            return None
+        tensors.append(wide.args[0])
+        weights.append(weight)
+    constant, shift = _integer(rounded.args[1]), _integer(shifted.args[1])
+    low, high = (float(bound.value) for bound in clip.args[1:])
+    if constant is None or shift is None or not -128 <= low <= high <= 127:
+        return None
+    first, second = weights
+    limits = (constant, shift, int(low), int(high))
+    return tensors, [WeightedSum(first, second, *limits), WeightedSum(second, first, *limits)]
 
 
 def _match_term(
-    var: Any, bound: dict[Any, Any], uses: dict[Any, int], names: list[str]
+    added: Any, index: int, chain: _Chain, names: list[str]
 ) -> tuple[Any, Rescaled] | None:
-    call = bound.get(var)
+    call = chain.of(added, index, REQUANTIZE, names)
     factors = _factors(call, "int32")
     if factors is None or int(call.attrs["zero_point"]) or str(call.attrs["rounding"]) != "double":
         return None
-    names.append(edge.var_name(var))
-    numbers = {}
-    current = call.args[0]
-    for operator in ("relax.multiply", "relax.subtract", "relax.astype"):
-        value = bound.get(current)
-        if edge.op_name(value) != operator or uses[current] != 1:
-            return None
-        names.append(edge.var_name(current))
-        if operator != "relax.astype":
-            number = value.args[1]
-            if not isinstance(number, edge.Constant) or edge.constant_value(number).size != 1:
-                return None
-            numbers[operator] = int(edge.constant_value(number).flat[0])
-        current = value.args[0]
-    scale, zero = numbers["relax.multiply"], numbers["relax.subtract"]
-    if scale < 1 or scale & (scale - 1) or edge.dtype_of(current) != "int8":
+    product = chain.of(call, 0, "relax.multiply", names)
+    centred = chain.of(product, 0, "relax.subtract", names)
+    wide = chain.of(centred, 0, "relax.astype", names)
+    if wide is None or edge.dtype_of(wide.args[0]) != "int8":
+        return None
+    scale, zero = _integer(product.args[1]), _integer(centred.args[1])
+    if scale is None or zero is None or scale < 1 or scale & (scale - 1):
         return None
     # The difference, the sum of two and what rounds the sum stay within a word.
     if abs(zero) > 128 or scale.bit_length() > 22:
         return None
-    return current, Rescaled(zero, scale.bit_length() - 1, *factors)
+    return wide.args[0], Rescaled(zero, scale.bit_length() - 1, *factors)
 
 
 def _factors(call: Any, dtype: str) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ from tvm_compress.targets.mcu.dsp import Preference, dsp_kernels, dsp_takes_sum
 from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
-from tvm_compress.targets.mcu.dsp.residual import Residual
+from tvm_compress.targets.mcu.dsp.residual import Addition
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
 from tvm_compress.targets.mcu.integer_groups import (
     IntegerGroup,
@@ -170,8 +170,8 @@ class _FuseLayers(ir.Rewriter):
         self._groups = _find_groups(mod, self._named)
         self._integers = find_integer_groups(mod, self._named)
         # What a group computes on its way is dropped with its variables.
-        groups = (*self._groups.values(), *self._integers.values())
-        self._inside = {name for group in groups for name in group.names}
+        self._inside = {name for group in self._groups.values() for name in group.names}
+        self._inside |= {name for group in self._integers.values() for name in group.names}
         self._assembly: dict[str, _AssemblyKernel | None] = {}
         self._vectors: dict[str, VectorGroup] = {}
 
@@ -183,7 +183,7 @@ class _FuseLayers(ir.Rewriter):
     def take_kernels(
         self,
         choose: Callable[
-            [Sequence[tuple[IntegerLayer, Residual | None]]], Sequence[_AssemblyKernel | None]
+            [Sequence[tuple[IntegerLayer, Addition | None]]], Sequence[_AssemblyKernel | None]
         ],
     ) -> None:
         """Let kernels in assembly compute the integer layers, where there are some."""

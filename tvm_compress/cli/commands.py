@@ -65,6 +65,12 @@ _Fallback = Annotated[
         help="error or float: what becomes of a quantised operator without an integer form.",
     ),
 ]
+_Optimize = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT", help="speed, balanced or size: how flash is weighed against instructions."
+    ),
+]
 
 
 def main() -> None:
@@ -638,6 +644,7 @@ def build(
     name: Annotated[str, typer.Option(help="Prefix of every symbol and file name.")] = "model",
     toolchain: _Toolchain = None,
     fallback: _Fallback = "error",
+    optimize: _Optimize = "balanced",
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -653,6 +660,7 @@ def build(
         out_dir=output,
         toolchain=toolchain,
         fallback=fallback,
+        optimize=optimize,
     )
     # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
@@ -698,6 +706,7 @@ def run(
         ),
     ] = None,
     fallback: _Fallback = "error",
+    optimize: _Optimize = "balanced",
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -710,7 +719,9 @@ def run(
         check_output(output)
     mod = _load(model, shape)
     inputs = _inputs(mod, input, random)
-    artifact = build(mod, target, board=board, toolchain=toolchain, fallback=fallback)
+    artifact = build(
+        mod, target, board=board, toolchain=toolchain, fallback=fallback, optimize=optimize
+    )
     # First what may be refused.
     counted = artifact.profile(inputs, engine=engine) if profile else None
     results = artifact.run(inputs, engine=engine)

@@ -50,7 +50,7 @@ class AssemblyFunction:
         return DECODER in self.text
 
     def definition(self, name: str, decoder: str = "") -> str:
-        """Give the assembly of the function under a name; ``decoder`` is the symbol that it calls."""
+        """Give the assembly of the function under a name; ``decoder`` is what it calls."""
         body = self.text.replace(SYMBOL, name).replace(DECODER, decoder)
         lines = [
             f'    .section .text.{name},"ax",%progbits',

@@ -31,7 +31,7 @@ Array = NDArray[Any]
 _RUNTIME = Path(__file__).parents[1] / "runtime"
 _FILES = ("weight_decoder.h", "weight_decoder.c")
 
-# Bits that are looked up; runtime/weight_decoder.h has the same number, and a test holds it to that.
+# Bits that are looked up: the number in runtime/weight_decoder.h, which a test compares.
 LOOKUP = 7
 _ENTRIES = 1 << LOOKUP
 _ROWS = huffman.LONGEST - LOOKUP
@@ -111,8 +111,8 @@ def _words_of_bits(bits: int) -> int:
 def _bytes_of(halfwords: Array) -> Array:
     """Give the bytes a and b of each ``256 * a + b``, b signed, as uint8 (2 n,)."""
     values = halfwords.astype(np.uint16).view(np.int16).astype(np.int64)
-    low = values.astype(np.int8)
-    return np.stack([values - low >> 8 & 0xFF, low & 0xFF], axis=1).astype(np.uint8).reshape(-1)
+    low = (values + 128 & 0xFF) - 128
+    return np.stack([values - low >> 8, low], axis=1).astype(np.int8).view(np.uint8).reshape(-1)
 
 
 def count_bytes(halfwords: Array) -> Array:
@@ -141,8 +141,8 @@ def share_codes(counts: Sequence[Array]) -> list[WeightCode]:
         (members, count), _ = groups.pop(i), sizes.pop(i)
         groups[j] = (groups[j][0] + members, groups[j][1] + count)
         sizes[j] = _estimate(groups[j][1])
-    codes = {i: WeightCode.of(count) for members, count in groups for i in members}
-    return [codes[i] for i in range(len(counts))]
+    codes = [(members, WeightCode.of(count)) for members, count in groups]
+    return [next(code for members, code in codes if i in members) for i in range(len(counts))]
 
 
 def _estimate(counts: Array) -> float:

@@ -21,14 +21,16 @@ from tvm_compress.targets.mcu.dsp.assembler import Assembler, AssemblyFunction
 from tvm_compress.targets.mcu.dsp.coded import WeightCode, count_bytes
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.dsp.product import Product
-from tvm_compress.targets.mcu.dsp.residual import Residual
+from tvm_compress.targets.mcu.dsp.residual import Addition
 
 __all__ = ["Convolution"]
 
 Array = NDArray[Any]
 
 # Steps of the inner product in one round of its loop.
-_UNROLLS = (4, 16, 48, 96)
+_UNROLLS = (16, 48, 96)
+# Branches of a loop this short take more cycles than instructions: for scarce flash alone.
+_SHORT_UNROLL, SCARCE = 4, 64.0
 # The largest immediate offset of a byte store.
 _REACH = 4095
 # Of the ring: each has its address in the frame and its own code.
@@ -50,7 +52,7 @@ class Convolution:
     def __init__(
         self,
         layer: IntegerLayer,
-        residual: Residual | None = None,
+        residual: Addition | None = None,
         byte_cost: float = 16.0,
         *,
         coded: bool = False,
@@ -81,7 +83,7 @@ class Convolution:
     @property
     def layout(self) -> str:
         """How the weights lie in the stream."""
-        return self.product.layout
+        return f"coded_{self.product.layout}" if self.product.coded else self.product.layout
 
     # -- what it needs ----------------------------------------------------------------------------
 
@@ -124,9 +126,11 @@ class Convolution:
     ) -> tuple[str, int, int]:
         """Choose the form of the product by the instructions and the flash of the whole layer."""
         layouts = ("paired", "blocks") if self.layer.pairable else ("wide",)
-        unrolls = _UNROLLS
+        unrolls: tuple[int, ...] = _UNROLLS
         if coded:
             layouts, unrolls = layouts[:1], _UNROLLS[:1]
+        elif byte_cost >= SCARCE:
+            unrolls = (_SHORT_UNROLL, *_UNROLLS)
         choices = [
             (chosen, count, steps)
             for chosen in (layouts if layout is None else (layout,))

@@ -35,10 +35,12 @@ class Depthwise:
     Args:
         layer: what to compute.
         plane_bytes: the most that the planes may take, unless one strip of one row takes more.
+        unroll: pairs of outputs in one round of the loop over a row.
     """
 
-    def __init__(self, layer: IntegerLayer, plane_bytes: int = 4096) -> None:
+    def __init__(self, layer: IntegerLayer, plane_bytes: int = 4096, unroll: int = _UNROLL) -> None:
         self.layer, self.g = layer, layer.geometry
+        self._most_unrolled = unroll
         g = self.g
         self.step = g.strides[1]
         self.rows_kept = max(0, g.kernel[0] - g.strides[0])
@@ -136,7 +138,7 @@ class Depthwise:
     @property
     def _unroll(self) -> int:
         """Pairs in a round: as many as divide a row, or a rest is written behind the loop."""
-        return max(1, min(_UNROLL, self._pairs))
+        return max(1, min(self._most_unrolled, self._pairs))
 
     @property
     def _rounds(self) -> int:
@@ -147,8 +149,10 @@ class Depthwise:
     def function(self) -> AssemblyFunction:
         """Write ``void f(const int8_t *x, const uint32_t *stream, int8_t *y, void *scratch)``."""
         out, g = self.out, self.g
-        names = ("constants", "addend", "x", "y", "stream", "planes", "count", "rows", "channel")
-        names += ("row", "group", "from", "plane", "to", "strip", "place", "loop")
+        names = [
+            *("constants", "addend", "x", "y", "stream", "planes", "count", "rows", "channel"),
+            *("row", "group", "from", "plane", "to", "strip", "place", "loop"),
+        ]
         self._frame = {name: 4 * i for i, name in enumerate(names)}
         size = 4 * len(names)
         out.op("push {r4-r11, lr}", f"sub sp, sp, #{size + 4}")

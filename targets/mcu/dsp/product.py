@@ -74,7 +74,8 @@ class _Tile:
         sums = take(2 * self.pixels * self.pairs)
         x = take(self.pixels * self.x_steps)
         w = take(self.pairs * self.w_steps * (2 if self.wide else 1))
-        return sums, x, w, *take(2)
+        xp, wp = take(2)
+        return sums, x, w, xp, wp
 
 
 # By layout and pixels: as many steps a load as the registers hold.
@@ -100,8 +101,8 @@ class Product:
         pixels: of a tile, 1 to 3.
         layout: how the weights lie, one of ``LAYOUTS``.
         unroll: steps in one round of the loop over inputs.
-        coded: whether weights are decoded piece by piece (:mod:`tvm_compress.targets.mcu.dsp.coded`),
-            and are no part of the stream. Not for ``blocks``; nothing is unrolled then.
+        coded: whether weights are no part of the stream but decoded piece by piece, see
+            :mod:`tvm_compress.targets.mcu.dsp.coded`. Not for ``blocks``; nothing is unrolled then.
     """
 
     def __init__(
@@ -240,7 +241,7 @@ class Product:
     @cached_property
     def _kept(self) -> list[list[int]]:
         """The blocks that each round multiplies; a far one has blocks of zeros on the way to it."""
-        used = self._columns.reshape(self._outputs, -1, 4).any(axis=2)
+        used = np.asarray(self._columns.reshape(self._outputs, -1, 4).any(axis=2))
         reach = 255 // (8 * self.tile.pixels)  # blocks that a byte of distance passes over
         rounds = []
         for channels in self._channels():

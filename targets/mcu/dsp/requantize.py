@@ -3,7 +3,8 @@
 Rounding twice, as TensorFlow Lite does: the doubled product's high word, rounded, is one SMMLAR,
 because ``2 * m - 2**32`` fits a signed word and ``acc * 2 * m = acc * (2 * m - 2**32) + acc *
 2**32``. The second rounding goes half away from zero: one is taken off a negative number before
-the half is added. Rounding once takes SMMLA with the half (and the zero point) as its addend.
+the half is added (not where a rectifier cuts all negative numbers). Rounding once takes SMMLA with
+the half (and the zero point) as its addend.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from tvm_compress.targets.mcu.dsp.assembler import Assembler
 
-__all__ = ["Requantize"]
+__all__ = ["Requantize", "clamp"]
 
 Array = NDArray[Any]
 
@@ -41,8 +42,9 @@ class Requantize:
         if not -128 <= self.zero_point <= 127:
             return "the zero point is not an int8"
         if self.rounding == "double":
-            # Where shifts differ each has a half to add, which a shift of 0 has not.
-            if s.max() > (0 if self.uniform else -1) or s.min() < -22:
+            # Where shifts differ and negative numbers count, each has a half to add, which a shift
+            # of 0 has not.
+            if s.max() > (0 if self.uniform or self.rectified else -1) or s.min() < -22:
                 return "a shift is out of range"
             if m.min() < 1 << 30:
                 return "a multiplier is not normalised"
@@ -52,6 +54,11 @@ class Requantize:
         if not 1 <= self.single_shift <= 15:
             return "the shift is out of range"
         return None
+
+    @property
+    def rectified(self) -> bool:
+        """Whether negative numbers end at ``low`` however they are rounded."""
+        return max(self.low, -128) >= self.zero_point
 
     @property
     def single_shift(self) -> int:
@@ -90,7 +97,7 @@ class Requantize:
 
     @property
     def shared(self) -> list[int]:
-        """The constants that all channels share; the last is for sums that come 256 times larger."""
+        """The constants of all channels; the last is for sums that come 256 times larger."""
         if self.rounding == "double":
             return self.words(0) if self.uniform else []
         factor = [int(self.multiplier[0])] if self.uniform else []
@@ -120,7 +127,7 @@ class Requantize:
                 out.op(f"asr {total}, {total}, #8")
             out.op(f"smmlar {total}, {total}, {multiplier}, {total}")
             constant = -int(self.shift[0])
-            if shift or constant:
+            if (shift or constant) and not self.rectified:
                 out.op(f"add {total}, {total}, {total}, asr #31")
             out.op(f"add {total}, {total}, {addend}")
             if shift:
@@ -132,7 +139,12 @@ class Requantize:
             k = self.single_shift + (8 if scaled else 0)
             out.op(f"smmla {total}, {total}, {multiplier}, {addend}")
             out.op(f"ssat {total}, #8, {total}, asr #{k}")
-        for bound, limit, condition in ((self.low, -128, "lt"), (self.high, 127, "gt")):
-            if bound != limit:
-                out.op(f"cmp {total}, #{bound}", f"it {condition}")
-                out.op(f"mov{condition} {total}, #{bound & 0xFFFFFFFF}")
+        clamp(out, total, self.low, self.high)
+
+
+def clamp(out: Assembler, register: str, low: int, high: int) -> None:
+    """Clamp what lies between -128 and 127 further."""
+    for bound, limit, condition in ((low, -128, "lt"), (high, 127, "gt")):
+        if bound != limit:
+            out.op(f"cmp {register}, #{bound}", f"it {condition}")
+            out.op(f"mov{condition} {register}, #{bound & 0xFFFFFFFF}")

@@ -1,7 +1,8 @@
 """The addition of two int8 tensors of different scales, as the end of a convolution.
 
-TensorFlow Lite's ADD brings both inputs to one scale, ``(x - zero) * 2**20`` times a factor, adds
-them and requantizes the sum. An int8 has 256 values, so the first part is a table of each input,
+Where sums are rounded once, it is ``(a * factor + b * factor + constant) >> shift``. TensorFlow
+Lite's ADD brings both inputs to one scale, ``(x - zero) * 2**20`` times a factor, adds them and
+requantizes the sum. An int8 has 256 values, so the first part is a table of each input,
 made in scratch when the layer begins; an element costs two loads, an addition and a requantization.
 The convolution leaves the outputs of a tile in scratch, and the sum takes the residual's place:
 it may be written over it.
@@ -9,12 +10,13 @@ it may be written over it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm_compress.targets.mcu.dsp.assembler import Assembler
-from tvm_compress.targets.mcu.dsp.requantize import Requantize
+from tvm_compress.targets.mcu.dsp.requantize import Requantize, clamp
 
-__all__ = ["Rescaled", "Residual"]
+__all__ = ["Addition", "Rescaled", "Residual", "WeightedSum"]
 
 _TABLE_BYTES = 1024
 
@@ -72,24 +74,78 @@ class Residual:
 
     def merge(self, out: Assembler, frame: dict[str, int], count: int) -> None:
         """Add ``count`` outputs of a tile to the residual, into the output."""
-        for register, slot in (("r0", "out"), ("r1", "residual"), ("r2", "y"), ("r3", "tables")):
-            out.op(f"ldr {register}, [sp, #{frame[slot]}]")
+        out.op(f"ldr r3, [sp, #{frame['tables']}]")
         out.add("r4", "r3", _TABLE_BYTES)
         for register, word in zip(("r5", "r6"), self.total.words(0), strict=True):
             out.move(register, word)
-        quads, rest = divmod(count, 4)
-        if quads:
-            with out.counted("lr", quads):
-                out.op("ldr r7, [r0], #4", "ldr r8, [r1], #4")
-                for i in range(4):
-                    turned = f", ror #{8 * i}" if i else ""
-                    out.op(f"uxtb r9, r7{turned}", f"uxtb r10, r8{turned}")
-                    self._element(out)
-        for _ in range(rest):
-            out.op("ldrb r9, [r0], #1", "ldrb r10, [r1], #1")
-            self._element(out)
+        _elements(out, frame, count, "u", self._element)
 
     def _element(self, out: Assembler) -> None:
         out.op("ldr r9, [r3, r9, lsl #2]", "ldr r10, [r4, r10, lsl #2]", "add r9, r9, r10")
         self.total.emit(out, "r9", ["r5", "r6"])
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """What follows a convolution: ``(a * own + b * other + constant) >> shift``, clamped."""
+
+    own: int
+    other: int
+    constant: int
+    shift: int
+    low: int
+    high: int
+
+    def refuses(self) -> str | None:
+        """Say why these instructions would not give the exact bytes, or None."""
+        if not 1 <= self.shift <= 31:
+            return "the shift is out of range"
+        largest = 128 * (abs(self.own) + abs(self.other)) + abs(self.constant)
+        return "its sums are too large" if largest >= 1 << 31 else None
+
+    def scratch_bytes(self, sums: int) -> int:
+        """Bytes of scratch: ``sums`` outputs of a tile."""
+        return -(-sums // 8) * 8
+
+    def prepare(self, out: Assembler, frame: dict[str, int], sums: int) -> None:
+        """Write what runs once: nothing."""
+
+    def merge(self, out: Assembler, frame: dict[str, int], count: int) -> None:
+        """Add ``count`` outputs of a tile to the residual, into the output."""
+        for register, word in (("r3", self.own), ("r4", self.other), ("r5", self.constant)):
+            out.move(register, word)
+        _elements(out, frame, count, "s", self._element)
+
+    def _element(self, out: Assembler) -> None:
+        out.op("mla r9, r9, r3, r5", "mla r9, r10, r4, r9")
+        out.op(f"ssat r9, #8, r9, asr #{self.shift}")
+        clamp(out, "r9", self.low, self.high)
+
+
+Addition = Residual | WeightedSum
+
+
+def _elements(
+    out: Assembler,
+    frame: dict[str, int],
+    count: int,
+    sign: str,
+    element: Callable[[Assembler], None],
+) -> None:
+    """Go over the outputs of a tile: r9 and r10 are widened, r9 is stored."""
+    for register, slot in (("r0", "out"), ("r1", "residual"), ("r2", "y")):
+        out.op(f"ldr {register}, [sp, #{frame[slot]}]")
+    quads, rest = divmod(count, 4)
+    if quads:
+        with out.counted("lr", quads):
+            out.op("ldr r7, [r0], #4", "ldr r8, [r1], #4")
+            for i in range(4):
+                turned = f", ror #{8 * i}" if i else ""
+                out.op(f"{sign}xtb r9, r7{turned}", f"{sign}xtb r10, r8{turned}")
+                element(out)
+                out.op("strb r9, [r2], #1")
+    load = "ldrb" if sign == "u" else "ldrsb"
+    for _ in range(rest):
+        out.op(f"{load} r9, [r0], #1", f"{load} r10, [r1], #1")
+        element(out)
         out.op("strb r9, [r2], #1")

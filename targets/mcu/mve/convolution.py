@@ -16,6 +16,9 @@ of a window where it lies (``rows``), or the window is copied to one piece first
 are shorter than a step (``gather``). The cheaper one is taken, by the count of instructions. What
 an incomplete step reads too much meets weights of 0.
 
+Weights of 9 bits, as networks of uint8 have them, are the sum of two of 8 bits, and a window is
+read once for each.
+
 Biases, weights and the constants of requantization lie in one stream in the order of use.
 """
 
@@ -32,6 +35,7 @@ from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.mve.assembler import NEAR, VectorAssembler, vectors
 from tvm_compress.targets.mcu.mve.requantize import VectorRequantize
+from tvm_compress.targets.mcu.mve.weights import halves
 
 __all__ = ["VectorConvolution"]
 
@@ -104,15 +108,13 @@ class VectorConvolution:
             return "it is grouped"
         if g.rank and not g.channels_last:
             return "its channels come first"
-        if g.dilation[1] != 1:
-            return "its columns are dilated"
         if g.kernel == (1, 1):
             if g.padding != (0, 0):
                 return "it is padded without a window"
         elif g.strides[0] > (g.kernel[0] - 1) * g.dilation[0] + 1:
             return "its stride is larger than its window"
-        if layer.weights.min(initial=0) < -128 or layer.weights.max(initial=0) > 127:
-            return "its weights have more than 8 bits"
+        if layer.weights.min(initial=0) < -256 or layer.weights.max(initial=0) > 254:
+            return "its weights have more than 9 bits"
         if layer.bound.max(initial=0) >= 1 << 31:
             return "its sums are too large"
         row = (g.in_size[1] + g.padding[1] + g.kernel[1]) * g.inputs
@@ -124,7 +126,8 @@ class VectorConvolution:
         if self.g.kernel == (1, 1):
             return "pixels"
         modes: list[Mode] = ["gather"]
-        if self.g.kernel[0] <= len(_ODD) and self._row_bytes >= _STEP:
+        near = self.g.dilation[1] == 1 and self._row_bytes >= _STEP
+        if near and self.g.kernel[0] <= len(_ODD):
             modes.append("rows")
 
         def cost(mode: Mode) -> float:
@@ -165,15 +168,14 @@ class VectorConvolution:
         own = g.in_size[1] * g.inputs
         if not self._copied:
             return own
-        last = ((g.out_size[1] - 1) * g.strides[1] + g.kernel[1]) * g.inputs
+        window = (g.kernel[1] - 1) * g.dilation[1] + 1
+        last = ((g.out_size[1] - 1) * g.strides[1] + window) * g.inputs
         return -(-max(g.padding[1] * g.inputs + own, last) // 4) * 4
 
     @property
     def _rows_bytes(self) -> int:
-        """Bytes of the copied rows and of what is read behind them."""
-        if not self._copied:
-            return 0
-        return -(-(self._window_rows * self._pitch + _STEP) // 16) * 16
+        """Bytes of the copied rows; a copy of a window reads on into where it writes."""
+        return -(-self._window_rows * self._pitch // 16) * 16 if self._copied else 0
 
     @property
     def _window_bytes(self) -> int:
@@ -201,7 +203,17 @@ class VectorConvolution:
     # -- the order of things ----------------------------------------------------------------------
 
     @cached_property
+    def _parts(self) -> list[Array]:
+        """Weights whose sum is the layer's; a window is read once for each of them."""
+        return halves(self.layer.weights)
+
+    @property
     def _pieces(self) -> list[_Piece]:
+        """What is read for the sums of a window."""
+        return self._window * len(self._parts)
+
+    @cached_property
+    def _window(self) -> list[_Piece]:
         """What a window is read from."""
         g = self.g
         if self.mode == "pixels":
@@ -219,7 +231,7 @@ class VectorConvolution:
         # From the weights' order (channel, kh, kw) to that of the pixels (kh, kw, channel).
         place = ((channel * g.kernel[0] + kh) * g.kernel[1] + kw).transpose(1, 2, 0).reshape(-1)
         steps, start = [], 0
-        for piece in self._pieces:
+        for piece in self._window:
             done = 0
             for offset in piece.offsets:
                 step = np.full(_STEP, -1, np.int64)
@@ -262,7 +274,8 @@ class VectorConvolution:
         """Give the words that the function reads one behind the other for a pixel, uint32."""
         layer, order = self.layer, self._sums_order()
         columns = self.columns()
-        weights = np.where(columns >= 0, layer.weights[:, np.maximum(columns, 0)], 0)
+        parts = [np.where(columns >= 0, w[:, np.maximum(columns, 0)], 0) for w in self._parts]
+        weights = np.concatenate(parts, axis=1)
         words = []
         end = self.g.outputs
         while end:  # the buffer is filled from its end
@@ -288,7 +301,7 @@ class VectorConvolution:
         self.out = VectorAssembler()
         out, g = self.out, self.g
         free = list(_ODD)
-        for piece in self._pieces:
+        for piece in self._window:
             free.remove(piece.register)
         self._source = free.pop(0) if self.mode == "gather" else ""
         # What is used once a pixel lives in a register where one is left, else in the frame.
@@ -353,7 +366,7 @@ class VectorConvolution:
                 if self.mode == "gather":
                     out.add(self._source, self._source, step, "r0")
                 else:
-                    for piece in self._pieces:
+                    for piece in self._window:
                         out.add(piece.register, piece.register, step, "r0")
 
     # -- windows ----------------------------------------------------------------------------------
@@ -390,7 +403,7 @@ class VectorConvolution:
             self._load("r3", "rows")
             out.add("r3", "r3", self._rows_bytes, "r1")
             return
-        for i, piece in enumerate(self._pieces):
+        for i, piece in enumerate(self._window):
             out.add(piece.register, "r0", i * g.dilation[0] * self._pitch, "r1")
 
     @property
@@ -463,25 +476,37 @@ class VectorConvolution:
 
     def _gather(self) -> None:
         """Copy a window to one piece."""
-        g, out = self.g, self.out
-        size, step = self._row_bytes, g.dilation[0] * self._pitch
+        g = self.g
+        # Inputs that lie side by side: a row of the window, or a tap where columns are dilated.
+        taps = 1 if g.dilation[1] == 1 else g.kernel[1]
+        size, place = self._row_bytes // taps, 0
         for kh in range(g.kernel[0]):
-            # The bytes written too much are those of the next row, or behind the last one.
-            base, start = self._source, kh * step
-            if start + size - 1 > NEAR:
-                out.add("r0", self._source, start, "r2")
-                base, start = "r0", 0
-            if size > NEAR:
-                out.add("r2", "r3", kh * size, "r4")
-                out.copy("r2", base, size, "r4")
-                continue
-            for offset in range(0, size, _STEP):
-                out.op(f"vldrb.u8 q0, [{base}, #{start + offset}]")
-                if kh * size + offset <= NEAR:
-                    out.op(f"vstrb.8 q0, [r3, #{kh * size + offset}]")
-                else:
-                    out.add("r2", "r3", kh * size + offset, "r4")
-                    out.op("vstrb.8 q0, [r2]")
+            for tap in range(taps):
+                start = kh * g.dilation[0] * self._pitch + tap * g.dilation[1] * g.inputs
+                self._gather_run(start, place, size)
+                place += size
+
+    def _gather_run(self, start: int, place: int, size: int) -> None:
+        """Copy bytes; those written too much are the next run's, or behind the last one."""
+        out, base = self.out, self._source
+        if start + size - 1 > NEAR:
+            out.add("r0", base, start, "r2")
+            base, start = "r0", 0
+        if size > NEAR:
+            if start:
+                out.add("r0", base, start, "r2")
+            elif base != "r0":
+                out.op(f"mov r0, {base}")
+            out.add("r2", "r3", place, "r4")
+            out.copy("r2", "r0", size, "r4")
+            return
+        for offset in range(0, size, _STEP):
+            out.op(f"vldrb.u8 q0, [{base}, #{start + offset}]")
+            if place + offset <= NEAR:
+                out.op(f"vstrb.8 q0, [r3, #{place + offset}]")
+            else:
+                out.add("r2", "r3", place + offset, "r4")
+                out.op("vstrb.8 q0, [r2]")
 
     # -- products ---------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Four rows of the input at a time are interleaved byte by byte (VST4), padding in
 four inputs of a channel in one column lie in one word. A gathering load fetches four such words,
 the patch of 4 x 4 inputs of one channel, and each output inside it is one VMLADAV: with a window of
 3 x 3 and no stride, one load and four products for four outputs. Weights lie in the registers of
-each output's window, 0 outside it.
+each output's window, 0 outside it. Weights of 9 bits are the sum of two of 8 bits, the second of
+which is loaded where it is multiplied.
 
 Rows are interleaved once for every one or two rows of outputs. The four sums in a vector are those
 of one channel, so the constants of requantization are core registers; its bytes are scattered over
@@ -22,6 +23,7 @@ from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.mve.assembler import VectorAssembler, vectors
 from tvm_compress.targets.mcu.mve.requantize import VectorRequantize
+from tvm_compress.targets.mcu.mve.weights import halves
 
 __all__ = ["VectorDepthwise"]
 
@@ -55,6 +57,7 @@ class VectorDepthwise:
         self.columns = _LANES // self.rows
         self.tiles = -(-g.out_size[1] // self.columns)
         self.strips = -(-g.out_size[0] // self.rows)
+        self._split = len(halves(layer.weights)) > 1
         self.out = VectorAssembler()
 
     @staticmethod
@@ -73,8 +76,8 @@ class VectorDepthwise:
             return "it has too many channels"
         if g.in_size[1] * g.outputs < _STEP:
             return "its rows are shorter than a vector"
-        if layer.weights.min(initial=0) < -128 or layer.weights.max(initial=0) > 127:
-            return "its weights have more than 8 bits"
+        if layer.weights.min(initial=0) < -256 or layer.weights.max(initial=0) > 254:
+            return "its weights have more than 9 bits"
         if layer.bound.max(initial=0) >= 1 << 31:
             return "its sums are too large"
         return VectorRequantize(layer.requantize).refuses()
@@ -113,14 +116,27 @@ class VectorDepthwise:
     def stream(self) -> Array:
         """Give the offsets of a gathering load and of a scattering store, then the channels.
 
-        Of each channel: the patch of weights of each output in it, bias, multiplier, shift; uint32.
+        Of each channel: the patch of weights of each output in it, bias, multiplier, shift, and
+        what more than 8 bits of weights leave; uint32.
         """
         g, layer = self.g, self.layer
         lanes = [(row, column) for row in range(self.rows) for column in range(self.columns)]
         words = [column * g.outputs * _PATCH for column in range(_PATCH)]
         words += [(row * g.out_size[1] + column) * g.outputs for row, column in lanes]
         head = np.asarray(words, np.uint32)
-        weights = layer.weights.reshape(g.outputs, *g.kernel).astype(np.int8)
+        first, *second = (self._patches(part) for part in halves(layer.weights))
+        of = layer.requantize
+        constants = [layer.bias.astype(np.int32), of.multiplier.astype(np.int32)]
+        if self.requantize.has_shifts:
+            constants.append(self.requantize.shifts)
+        block = np.stack(constants, axis=1).view(np.uint32)
+        channels = np.concatenate([first, block, *second], axis=1)
+        return np.concatenate([head, channels.reshape(-1)])
+
+    def _patches(self, part: Array) -> Array:
+        """Give the words of the weights of each output of a patch, (channels, words)."""
+        g = self.g
+        weights = part.reshape(g.outputs, *g.kernel)
         patches = np.zeros((g.outputs, self.rows, self.patch, _PATCH, _PATCH), np.int8)
         for row in range(self.rows):
             for column in range(self.patch):
@@ -128,13 +144,7 @@ class VectorDepthwise:
                 # A column of a patch is a word: columns first.
                 window = patches[:, row, column, left:, top:]
                 window[:, : g.kernel[1], : g.kernel[0]] = weights.transpose(0, 2, 1)
-        packed = patches.reshape(g.outputs, -1).view(np.uint32)
-        of = layer.requantize
-        constants = [layer.bias.astype(np.int32), of.multiplier.astype(np.int32)]
-        if self.requantize.has_shifts:
-            constants.append(self.requantize.shifts)
-        block = np.stack(constants, axis=1).view(np.uint32)
-        return np.concatenate([head, np.concatenate([packed, block], axis=1).reshape(-1)])
+        return patches.reshape(g.outputs, -1).view(np.uint32)
 
     # -- code -------------------------------------------------------------------------------------
 
@@ -276,6 +286,8 @@ class VectorDepthwise:
             widths = widths[whole:]
         for i, columns in enumerate(widths):
             self._tile(columns, last=i == len(widths) - 1)
+        if self._split:
+            out.op(f"add r10, r10, #{16 * self.rows * self.patch}")
         # On to the next channel of the row's first pixel.
         x_moved, y_moved = self.tiles * self.columns, self.tiles * self.columns
         if widths:  # behind the last tile nothing moved
@@ -298,7 +310,11 @@ class VectorDepthwise:
             for row in range(self.rows):
                 for column in range(self.patch):
                     lane = row * self.columns + patch * self.patch + column
-                    out.op(f"vmladav.s8 {_SUMS[lane]}, q{row * self.patch + column}, q5")
+                    output = row * self.patch + column
+                    out.op(f"vmladav.s8 {_SUMS[lane]}, q{output}, q5")
+                    if self._split:
+                        out.op(f"vldrw.u32 q7, [r10, #{16 * output}]")
+                        out.op(f"vmladava.s8 {_SUMS[lane]}, q7, q5")
             if patch < patches - 1 or not last:
                 out.add("r1", "r1", self.patch * self._patch_bytes)
         out.op("vmov q5[2], q5[0], r0, r4", "vmov q5[3], q5[1], r2, r6")

@@ -59,6 +59,20 @@ def assemble(
     return {name: sections[f".text.{name}"] for name in functions}
 
 
+def link(function: AssemblyFunction, source: Path, symbol: str) -> bytes:
+    """Assemble a function and link it with what it calls, which a C file has as ``symbol``."""
+    with tempfile.TemporaryDirectory() as folder:
+        text, script, image = (Path(folder) / name for name in ("f.s", "f.ld", "f.elf"))
+        head = "    .syntax unified\n    .thumb\n"
+        text.write_text(head + function.definition("f", symbol))
+        script.write_text(
+            f"ENTRY(f) SECTIONS {{ .text {_CODE:#x} : {{ *(.text.f) *(.text.*) }} "
+            "/DISCARD/ : { *(.ARM.*) *(.comment) } }"
+        )
+        execute([*command()[:-1], "-nostdlib", text, source, "-T", script, "-o", image])
+        return _sections(image.read_bytes())[".text"]
+
+
 def _sections(data: bytes) -> dict[str, bytes]:
     (offset,) = struct.unpack_from("<I", data, 32)
     size, count, names = struct.unpack_from("<3H", data, 46)

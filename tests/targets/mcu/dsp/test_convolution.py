@@ -386,6 +386,13 @@ def test_kernels_use_no_register_of_the_fpu() -> None:
         assert not [line for line in lines if line.strip().startswith("v")]
 
 
+def test_the_stack_is_aligned_for_calls_of_c() -> None:
+    for one in (layer(g, np.random.default_rng(0)) for g in _SHAPES.values()):
+        first, second = Convolution(one).function().text.splitlines()[:2]
+        assert first.strip() == "push {r4-r11, lr}"
+        assert (9 * 4 + int(second.split("#")[1])) % 8 == 0
+
+
 def test_stack_is_small_and_grows_with_the_rows_of_a_window() -> None:
     taken = []
     for name in ("pointwise", "3x3", "10x4 of one channel"):

@@ -171,6 +171,15 @@ def test_refusals(name: str) -> None:
         assert dsp_kernel(one) is None
 
 
+@pytest.mark.parametrize("name", _SHAPES)
+def test_less_code_for_scarce_flash(name: str) -> None:
+    one = layer(_SHAPES[name], np.random.default_rng(len(name)))
+    short, long = check([Depthwise(one, unroll=1), Depthwise(one)])
+    assert short.code_bytes <= long.code_bytes
+    assert dsp_kernel(one, byte_cost=1024.0).function() == short  # type: ignore[union-attr]
+    assert dsp_kernel(one).function() == long  # type: ignore[union-attr]
+
+
 def test_the_kernel_of_a_layer() -> None:
     chance = np.random.default_rng(0)
     assert isinstance(dsp_kernel(layer(_SHAPES["3x3"], chance)), Depthwise)

@@ -26,7 +26,7 @@ from tvm_compress.ops.requantize import quantize_multiplier, requantize
 from tvm_compress.targets.mcu.dsp import dsp_takes_sum
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
 from tvm_compress.targets.mcu.dsp.requantize import Requantize
-from tvm_compress.targets.mcu.dsp.residual import Rescaled, Residual
+from tvm_compress.targets.mcu.dsp.residual import Rescaled, Residual, WeightedSum
 from tvm_compress.targets.mcu.geometry import Geometry
 from tvm_compress.targets.mcu.target import FirmwareArtifact
 
@@ -158,6 +158,46 @@ _GOOD = _residual(np.random.default_rng(0))
 )
 def test_refusals(residual: Residual, why: str | None) -> None:
     assert residual.refuses() == why
+
+
+@pytest.mark.parametrize("name", _SHAPES)
+def test_weighted_sums(name: str) -> None:
+    """``(a * own + b * other + constant) >> shift``: one rounding for our own quantisation."""
+    chance = np.random.default_rng(len(name))
+    for shift, low, high in ((20, -128, 127), (1, -7, 9), (23, 0, 127)):
+        one = layer(_SHAPES[name], chance, gain=0.5)
+        g = one.geometry
+        scale = 1 << shift
+        a, b = (int(v) for v in chance.integers(-scale, scale + 1, 2))
+        addition = WeightedSum(a, b, (scale >> 1) + 5 * scale, shift, low, high)
+        assert addition.refuses() is None
+        kernel = Convolution(one, addition)
+        x = pixels(g, chance)
+        other = chance.integers(-128, 128, (*g.out_size, g.outputs)).astype(np.int8)
+        total = a * expected(one, x).astype(np.int64) + b * other.astype(np.int64)
+        total += addition.constant
+        right = np.clip(total >> shift, low, high).astype(np.int8)
+        code = assemble({"f": kernel.function()})["f"]
+        scratch = np.frombuffer(chance.bytes(kernel.scratch_bytes), np.uint8)
+        for over in ({}, {3: (1, 0)}):
+            buffers = [x, other, kernel.stream(), np.zeros(right.shape, np.int8), scratch]
+            written = [1, 3, 4] if over else [3, 4]
+            called = call(code, buffers, written, offset=1, over=over)
+            np.testing.assert_array_equal(called.buffers[3], right)
+
+
+@pytest.mark.parametrize(
+    ("addition", "why"),
+    [
+        (WeightedSum(1, 1, 0, 0, -128, 127), "the shift is out of range"),
+        (WeightedSum(1, 1, 0, 32, -128, 127), "the shift is out of range"),
+        (WeightedSum(1 << 23, -(1 << 23), 0, 20, -128, 127), "its sums are too large"),
+        (WeightedSum((1 << 23) - 1, -(1 << 23), 127, 31, -128, 127), None),
+        (WeightedSum((1 << 23) - 1, -(1 << 23), 128, 31, -128, 127), "its sums are too large"),
+    ],
+)
+def test_refusals_of_weighted_sums(addition: WeightedSum, why: str | None) -> None:
+    assert addition.refuses() == why
 
 
 # -- in a module ----------------------------------------------------------------------------------

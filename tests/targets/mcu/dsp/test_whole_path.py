@@ -149,10 +149,49 @@ def test_layers_on_the_board(
     assert differing(_LAYERS, built.run, right) == []
 
 
+@pytest.mark.parametrize("optimize", ["speed", "size"])
+def test_layers_under_other_budgets(
+    layers: tvm.IRModule, right: list[dict[str, Array]], optimize: str
+) -> None:
+    built = tc.build(layers, board="cortex-m4", optimize=optimize)
+    assert differing(_LAYERS, built.run, right) == []
+
+
 def test_layers_on_this_machine(layers: tvm.IRModule, right: list[dict[str, Array]]) -> None:
     built = tc.build(layers, target="c")
     assert not [path for path in built.files if path.endswith(".s")]
     assert differing(_LAYERS, built.run, right) == []
+
+
+def _few_values(w: Array) -> Array:
+    """Weights that code well: most are zero, some are at the ends."""
+    return np.where(abs(w) % 7 == 0, w, np.sign(w) * (abs(w) % 5 == 0))
+
+
+_CODED: dict[str, Layer] = {
+    "fully connected": Layer((1, 200), (200, 40), "", change=_few_values),
+    "fully connected, odd": Layer((1, 75), (75, 67), "", change=_few_values, rounding="single"),
+    "pointwise": Layer((1, 2, 2, 96), (64, 96, 1, 1), "", change=_few_values),
+    "pointwise, a rest of pixels": Layer((1, 1, 5, 98), (63, 98, 1, 1), "", change=_few_values),
+    "3x3": Layer((1, 3, 3, 16), (32, 16, 3, 3), "", pad=(1, 1, 1, 1), change=_few_values),
+    "3x3, odd": Layer((1, 3, 3, 7), (33, 7, 3, 3), "", strides=(2, 2), change=_few_values),
+    "beyond int8": Layer((1, 150), (150, 30), "", largest=255, change=_few_values),
+    "one factor": Layer((1, 2, 2, 64), (48, 64, 1, 1), "", change=_few_values, uniform=True),
+}
+
+
+@pytest.mark.parametrize("toolchain", TOOLCHAINS)
+def test_weights_that_are_decoded_while_they_are_multiplied(toolchain: str) -> None:
+    mod = module_of(_CODED)
+    judge = tc.build(mod, target="reference")
+    right = [judge.run(sample) for sample in samples_of(_CODED)]
+    built = tc.build(mod, board="cortex-m4", toolchain=toolchain, optimize="size")
+    assert isinstance(built, FirmwareArtifact)
+    kinds = [one.kind for one in built.firmware.model.layers]
+    assert sum("coded" in kind or "huffman" in kind for kind in kinds) > len(kinds) // 2
+    assert differing(_CODED, built.run, right) == []
+    plain = tc.build(mod, board="cortex-m4", toolchain=toolchain)
+    assert built.size.flash_bytes < plain.size.flash_bytes
 
 
 def _chain(branches: int) -> tvm.IRModule:

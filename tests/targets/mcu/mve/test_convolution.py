@@ -69,6 +69,8 @@ WAYS = {
     "padding in front alone": geometry((4, 4), 6, 5, (3, 3), before=(2, 2), after=(0, 0)),
     "padding behind alone": geometry((4, 4), 6, 5, (3, 3), strides=(2, 2), after=(1, 1)),
     "stride of the whole window": geometry((6, 6), 5, 6, (3, 3), strides=(3, 3), before=(1, 1)),
+    "dilated columns": geometry((6, 9), 7, 9, (3, 3), dilation=(2, 3), before=(2, 3)),
+    "dilated wide columns": geometry((3, 9), 150, 2, (1, 2), dilation=(1, 3), before=(0, 1)),
     "dilated rows": geometry((8, 4), 8, 6, (3, 2), dilation=(2, 1), before=(2, 0)),
 }
 
@@ -82,6 +84,18 @@ def test_every_way_gives_the_exact_bytes(tool: str) -> None:
         for i, (name, g) in enumerate(WAYS.items())
     ]
     check(cases, tool)
+
+
+@pytest.mark.qemu
+def test_weights_of_nine_bits() -> None:
+    chance = np.random.default_rng(8)
+    names = ("one step, no whole one", "four steps", "many steps", "rows of a copy", "gathered")
+    cases = []
+    for name in names:
+        one = layer(WAYS[name], chance, largest=254)
+        one.weights[0, :2] = (254, -256)
+        cases.append(case(name, one, chance))
+    check(cases)
 
 
 @pytest.mark.qemu
@@ -171,8 +185,8 @@ def layers(draw: st.DrawFn) -> IntegerLayer:
     """Small convolutions of any shape that the kernel takes."""
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (2, 5), (4, 1), (1, 2), (5, 3)]))
     windowed = kernel != (1, 1)
-    dilation = draw(st.integers(1, 2)) if windowed else 1
-    reach = ((kernel[0] - 1) * dilation + 1, kernel[1])
+    dilation = [draw(st.integers(1, 2)) if windowed else 1 for _ in range(2)]
+    reach = [(kernel[i] - 1) * dilation[i] + 1 for i in range(2)]
     strides = draw(st.integers(1, reach[0] if windowed else 3)), draw(st.integers(1, 3))
     pads = [draw(st.integers(0, 2)) if windowed else 0 for _ in range(4)]
     size = tuple(
@@ -186,7 +200,7 @@ def layers(draw: st.DrawFn) -> IntegerLayer:
         strides,
         (pads[0], pads[1]),
         (pads[2], pads[3]),
-        (dilation, 1),
+        (dilation[0], dilation[1]),
     )
     one = layer(
         g,
@@ -194,6 +208,7 @@ def layers(draw: st.DrawFn) -> IntegerLayer:
         rounding=draw(st.sampled_from(["double", "single"])),
         uniform=draw(st.booleans()),
         low=draw(st.sampled_from([-128, -30])),
+        largest=draw(st.sampled_from([127, 127, 254])),
     )
     one.weights[0, 0] = -128
     return relu(one) if draw(st.booleans()) else one
@@ -222,13 +237,12 @@ def test_layers_of_other_kinds_are_refused_with_a_reason() -> None:
     assert refusal(of(batch=2)) == "the batch is not 1"
     assert refusal(of(groups=2, inputs=4)) == "it is grouped"
     assert refusal(of(channels_last=False)) == "its channels come first"
-    assert refusal(of(dilation=(1, 2))) == "its columns are dilated"
     padded = of(kernel=(1, 1), padding=(1, 1))
     assert refusal(padded) == "it is padded without a window"
     assert refusal(of(strides=(4, 1))) == "its stride is larger than its window"
     assert refusal(of(in_size=(4, 1 << 17))) == "its rows are too long"
-    wide = replace(one, weights=np.full_like(one.weights, 128))
-    assert refusal(wide) == "its weights have more than 8 bits"
+    wide = replace(one, weights=np.full_like(one.weights, 255))
+    assert refusal(wide) == "its weights have more than 9 bits"
     large = replace(one, bias=np.full_like(one.bias, (1 << 31) - 5))
     assert refusal(large) == "its sums are too large"
 

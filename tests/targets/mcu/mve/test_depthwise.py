@@ -70,6 +70,17 @@ def test_every_rounding_and_limit() -> None:
     check(cases)
 
 
+@pytest.mark.qemu
+def test_weights_of_nine_bits() -> None:
+    chance = np.random.default_rng(8)
+    cases = []
+    for name in ("odd rows and columns", "strides", "rows of many tiles", "one output"):
+        one = layer(WAYS[name], chance, largest=254)
+        one.weights[0, :2] = (254, -256)
+        cases.append(case(name, one, chance))
+    check(cases)
+
+
 @st.composite
 def layers(draw: st.DrawFn) -> IntegerLayer:
     """Small depthwise layers of any shape that the kernel takes."""
@@ -94,6 +105,7 @@ def layers(draw: st.DrawFn) -> IntegerLayer:
         rounding=draw(st.sampled_from(["double", "single"])),
         uniform=draw(st.booleans()),
         low=draw(st.sampled_from([-128, -30])),
+        largest=draw(st.sampled_from([127, 127, 254])),
     )
     one.weights[0, 0] = -128
     return relu(one) if draw(st.booleans()) else one
@@ -125,8 +137,8 @@ def test_layers_of_other_kinds_are_refused_with_a_reason() -> None:
     assert refusal(of(outputs=8192, groups=8192, strides=(1, 2))) == "it has too many channels"
     assert refusal(of(in_size=(6, 1))) == "its rows are shorter than a vector"
     one = layer(g, chance)
-    wide = replace(one, weights=np.full_like(one.weights, 128))
-    assert refusal(wide) == "its weights have more than 8 bits"
+    wide = replace(one, weights=np.full_like(one.weights, 255))
+    assert refusal(wide) == "its weights have more than 9 bits"
     large = replace(one, bias=np.full_like(one.bias, (1 << 31) - 5))
     assert refusal(large) == "its sums are too large"
     negative = replace(one.requantize, multiplier=-one.requantize.multiplier)
