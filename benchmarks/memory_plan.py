@@ -31,7 +31,7 @@ def tensor_bound(program: Program) -> int:
         for life in program.lifetimes
         if life.name not in scratch
     ]
-    return max(live_bytes(lifetimes, program.plan.over, len(program.steps)), default=0)
+    return max(live_bytes(lifetimes, program.plan.offsets, len(program.steps)), default=0)
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from tvm_compress.targets.mcu.dsp.residual import Addition, Rescaled, Residual, 
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
 from tvm_compress.targets.mcu.kernels import Arithmetic, Epilogue
 
-__all__ = ["IntegerGroup", "find_integer_groups", "with_residuals"]
+__all__ = ["IntegerGroup", "find_additions", "find_integer_groups", "with_residuals"]
 
 Array = NDArray[Any]
 
@@ -267,6 +267,21 @@ def with_residuals(
             fused[edge.var_name(var)] = replace(group, names=inside, residual=other, sum=how)
             break
     return fused
+
+
+def find_additions(mod: tvm.IRModule) -> Iterator[tuple[Any, list[Any], Addition, list[str]]]:
+    """Give the additions of two int8 tensors: result, tensors, arithmetic, names between.
+
+    The arithmetics are those of :func:`with_residuals`.
+    """
+    function = ir.main_function(mod)
+    uses = edge.use_counts(function)
+    bound = {binding.var: binding.value for binding in ir.bindings(function)}
+    for var, value in bound.items():
+        for own, other, how, names in _match_sum(value, _Chain(bound, uses)):
+            if edge.static_shape(own) == edge.static_shape(other) and how.refuses() is None:
+                yield var, [own, other], how, names
+                break
 
 
 @dataclass

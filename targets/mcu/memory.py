@@ -12,8 +12,10 @@ allocation, which is NP-hard, so the planner takes the best of
 and stops as soon as the arena equals the live-set bound, below which nothing is possible. All work
 is counted, never timed, so that equal lifetimes give equal offsets on every machine.
 
-A step may write its output over an input that dies there: two lifetimes that meet at that step
-then become one. Such a pair is taken where it lowers the sum of what is live.
+A step may write its output over an input that dies there, a number of bytes in front of it. The two
+then lie in one block, at a fixed distance, and so may the next ones: a block is a staircase over
+time, and other tensors lie above and below its steps. A pair is taken where what is live would
+otherwise be more than the least peak, and more or fewer pairs where that packs better.
 
 Source of the greedy orders: Pisarchyk, Lee, "Efficient Memory Management for Deep Neural Net
 Inference" (arXiv 2001.03288), the part on offset calculation.
@@ -24,16 +26,18 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from tvm_compress.errors import OptionError
 
 __all__ = ["Lifetime", "MemoryPlan", "live_bytes", "live_set_bound", "plan_memory"]
 
 # Counted work: candidate tensors looked at by the branch and bound, and neighbours looked at by
-# the local search. Together about 0.3 s of Python.
+# the local search and by the choice of pairs. Together about 0.6 s of Python.
 _BRANCH_WORK = 100_000
 _LOCAL_WORK = 600_000
+_LEVEL_WORK = 600_000
 
 # The branch and bound recurses once a tensor; beyond this its few branches would tell nothing.
 _BRANCH_TENSORS = 300
@@ -64,8 +68,9 @@ class MemoryPlan:
     Attributes:
         offsets: Byte offset in the arena, by name of the tensor.
         arena_bytes: Size of the arena in bytes, a multiple of the alignment.
-        bound_bytes: The live-set bound in bytes; no plan is smaller.
-        over: The tensor whose bytes a tensor takes, by name, for each that is written in place.
+        bound_bytes: The most that is live at once in bytes, each pair of tensors that may lie over
+            each other doing so; no plan is smaller.
+        over: The tensor over whose bytes a tensor is written, by name, for each that is.
     """
 
     offsets: dict[str, int]
@@ -88,172 +93,208 @@ def live_set_bound(lifetimes: Sequence[Lifetime], alignment: int = 16) -> int:
     48
     """
     _check(lifetimes, alignment)
+    return max(_live(lifetimes, alignment).values(), default=0)
+
+
+def _live(lifetimes: Sequence[Lifetime], alignment: int) -> dict[int, int]:
+    """Sum the aligned sizes of what is live, at each step at which that changes."""
     change: dict[int, int] = {}
     for life in lifetimes:
         size = _aligned(life.size_bytes, alignment)
         change[life.first] = change.get(life.first, 0) + size
         change[life.last + 1] = change.get(life.last + 1, 0) - size
-    live = bound = 0
-    for step in sorted(change):
-        live += change[step]
-        bound = max(bound, live)
-    return bound
+    steps = sorted(change)
+    return dict(zip(steps, accumulate(change[step] for step in steps), strict=True))
 
 
-def live_bytes(lifetimes: Sequence[Lifetime], over: Mapping[str, str], steps: int) -> list[int]:
+def live_bytes(lifetimes: Sequence[Lifetime], offsets: Mapping[str, int], steps: int) -> list[int]:
     """Return the bytes that are held at each of ``steps`` steps, those that are shared once.
 
     Args:
         lifetimes: The tensors, in any order.
-        over: Which tensor takes whose bytes, by name, as in :class:`MemoryPlan`.
+        offsets: Where they lie, by name, as in :class:`MemoryPlan`.
         steps: Their number.
 
-    >>> live_bytes([Lifetime("a", 8, 0, 1), Lifetime("b", 8, 1, 2)], {}, 3)
+    >>> lifetimes = [Lifetime("a", 8, 0, 1), Lifetime("b", 8, 1, 2)]
+    >>> live_bytes(lifetimes, {"a": 0, "b": 8}, 3)
     [8, 16, 8]
-    >>> live_bytes([Lifetime("a", 8, 0, 1), Lifetime("b", 8, 1, 2)], {"b": "a"}, 3)
-    [8, 8, 8]
+    >>> live_bytes(lifetimes, {"a": 4, "b": 0}, 3)
+    [8, 12, 8]
     """
-    blocks = _blocks(lifetimes, over)
-    return [
-        sum(block.size_bytes for block in blocks if block.first <= step <= block.last)
-        for step in range(steps)
-    ]
+    held = []
+    for step in range(steps):
+        live = [life for life in lifetimes if life.first <= step <= life.last]
+        total = end = 0
+        for life in sorted(live, key=lambda life: offsets[life.name]):
+            begin = max(end, offsets[life.name])
+            end = max(end, offsets[life.name] + life.size_bytes)
+            total += end - begin
+        held.append(total)
+    return held
+
+
+# (tensor, other, bytes): the first may be written over the second.
+_Pair = tuple[str, str, int]
 
 
 def plan_memory(
-    lifetimes: Sequence[Lifetime],
-    *,
-    alignment: int = 16,
-    in_place: Sequence[tuple[str, str]] = (),
+    lifetimes: Sequence[Lifetime], *, alignment: int = 16, pairs: Sequence[_Pair] = ()
 ) -> MemoryPlan:
-    """Give every tensor an offset so that no two that are live together overlap.
+    """Give every tensor an offset so that no two that are live together overlap, but for pairs.
 
     The result depends on the arguments alone.
 
     Args:
         lifetimes: The tensors, in any order.
         alignment: Power of two in bytes; every offset and the arena are multiples of it.
-        in_place: Pairs (tensor, other): the first may begin at the offset of the second, which
-            dies at the step that writes the first. Of those that help, a tensor takes one.
+        pairs: (tensor, other, bytes): the first may lie over the second, which dies at the step
+            that writes the first, if it begins that many bytes before it (0: where it begins),
+            rounded up to the alignment. A tensor takes one of its pairs, or none.
 
     Raises:
         OptionError: ``alignment`` is no power of two, two tensors have one name, a size is below
-            1, a tensor ends before it begins, or the tensors of a pair do not meet at one step.
+            1, a tensor ends before it begins, or the tensors of a pair do not meet at one step or
+            are a negative number of bytes apart.
 
     >>> chain = [Lifetime("a", 32, 0, 1), Lifetime("b", 16, 1, 2), Lifetime("c", 32, 2, 3)]
     >>> plan = plan_memory(chain)
     >>> plan.offsets, plan.arena_bytes, plan.bound_bytes
     ({'a': 0, 'b': 32, 'c': 0}, 48, 48)
-    >>> plan = plan_memory(chain[:2], in_place=[("b", "a")])
+    >>> plan = plan_memory(chain[:2], pairs=[("b", "a", 0)])
     >>> plan.offsets, plan.arena_bytes, plan.over
     ({'a': 0, 'b': 0}, 32, {'b': 'a'})
+    >>> plan = plan_memory(chain[1:], pairs=[("c", "b", 16)])
+    >>> plan.offsets, plan.arena_bytes, plan.over
+    ({'b': 16, 'c': 0}, 32, {'c': 'b'})
     """
     live_set_bound(lifetimes, alignment)  # checks them
-    _check_pairs(lifetimes, in_place)
-    over = _share(lifetimes, in_place, alignment)
-    plan = _plan(lifetimes, over, alignment)
-    if over and plan.arena_bytes > plan.bound_bytes:
-        # Longer lifetimes leave fewer ways to pack them.
-        plan = min(plan, _plan(lifetimes, {}, alignment), key=lambda one: one.arena_bytes)
+    _check_pairs(lifetimes, pairs)
+    best = _best_pairs(lifetimes, pairs, alignment)
+    plain = _live(lifetimes, alignment)
+    least = dict(plain)
+    for pair in best:
+        least[pair.step] -= pair.saved
+    bound = max(least.values(), default=0)
+    taken = _pairs_that_pack(lifetimes, best, plain, bound, alignment)
+    plan = _plan(lifetimes, taken, alignment, bound)
+    if best and plan.arena_bytes > max(plain.values()):
+        plain_plan = _plan(lifetimes, [], alignment, bound)
+        plan = min(plan, plain_plan, key=lambda one: one.arena_bytes)
     return plan
 
 
-def _plan(lifetimes: Sequence[Lifetime], over: dict[str, str], alignment: int) -> MemoryPlan:
-    blocks = _blocks(lifetimes, over)
-    problem = _Problem(blocks, alignment, live_set_bound(blocks, alignment))
+@dataclass(frozen=True)
+class _Over:
+    """A pair that may be taken: at its step it saves bytes, all of them aligned."""
+
+    tensor: str
+    other: str
+    distance: int
+    step: int
+    saved: int
+
+
+def _best_pairs(
+    lifetimes: Sequence[Lifetime], pairs: Sequence[_Pair], alignment: int
+) -> list[_Over]:
+    """Choose for each tensor, in the order of time, the pair that saves most."""
+    by_name = {life.name: life for life in lifetimes}
+    found: dict[str, _Over] = {}
+    for tensor, other, distance in sorted(pairs, key=lambda pair: by_name[pair[0]].first):
+        # Of two tensors that a step writes, one alone is written over an input.
+        if any(pair.other == other and pair.tensor != tensor for pair in found.values()):
+            continue
+        distance = _aligned(distance, alignment)
+        sizes = [_aligned(by_name[name].size_bytes, alignment) for name in (tensor, other)]
+        saved = min(sizes[0] - distance, sizes[1])
+        if saved > (found[tensor].saved if tensor in found else 0):
+            found[tensor] = _Over(tensor, other, distance, by_name[tensor].first, saved)
+    return list(found.values())
+
+
+def _pairs_that_pack(
+    lifetimes: Sequence[Lifetime],
+    pairs: Sequence[_Over],
+    live: Mapping[int, int],
+    bound: int,
+    alignment: int,
+) -> Sequence[_Over]:
+    """Choose those of the pairs that greedy placements pack best.
+
+    The least peak needs the pairs of all steps at which more would be live without them. But
+    blocks are harder to pack than single tensors, and one long block may be harder than its parts:
+    so pairs of further steps are tried too, those with the most bytes live first.
+    """
+    levels = {live[pair.step] - 1 for pair in pairs if live[pair.step] <= bound}
+    tried = [bound, *sorted(levels, reverse=True)]
+    chosen: Sequence[_Over] = ()
+    least, at = _OPEN, 0
+    while at < len(tried) and least > bound:
+        taken = [pair for pair in pairs if live[pair.step] > tried[at]]
+        problem = _Problem(_blocks(lifetimes, taken, alignment))
+        arenas = [problem.arena(offsets) for _, offsets in _greedy(problem)]
+        if min(arenas) < least:
+            chosen, least = taken, min(arenas)
+        # Of many levels some are left out, so that the work stays within bounds.
+        at += 1 + len(tried) * len(arenas) * problem.work_of_placing // _LEVEL_WORK
+    return chosen
+
+
+def _plan(
+    lifetimes: Sequence[Lifetime], taken: Sequence[_Over], alignment: int, bound: int
+) -> MemoryPlan:
+    blocks = _blocks(lifetimes, taken, alignment)
+    problem = _Problem(blocks)
     placed = _solve(problem)
-    offsets = {block.name: offset for block, offset in zip(blocks, placed, strict=True)}
-    owners = _owners(lifetimes, over)
+    offsets = {
+        part.name: offset + part.low
+        for block, offset in zip(blocks, placed, strict=True)
+        for part in block
+    }
     return MemoryPlan(
-        offsets={life.name: offsets[owners[life.name]] for life in lifetimes},
-        arena_bytes=problem.height(placed),
-        bound_bytes=problem.bound,
-        over=over,
+        offsets={life.name: offsets[life.name] for life in lifetimes},
+        arena_bytes=problem.arena(placed),
+        bound_bytes=bound,
+        over={pair.tensor: pair.other for pair in taken},
     )
 
 
-def _owners(lifetimes: Sequence[Lifetime], over: Mapping[str, str]) -> dict[str, str]:
-    """Give the first tensor of the bytes that each tensor lies in."""
-    owners: dict[str, str] = {}
+@dataclass(frozen=True)
+class _Part:
+    """A tensor within a block, whose lowest byte is 0; bytes ``low`` to ``high`` are its own."""
+
+    name: str
+    low: int
+    high: int
+    first: int
+    last: int
+
+
+# Tensors at fixed distances from each other.
+_Block = list[_Part]
+
+
+def _blocks(lifetimes: Sequence[Lifetime], taken: Sequence[_Over], alignment: int) -> list[_Block]:
+    """Join the tensors that are written over each other."""
+    over = {pair.tensor: pair for pair in taken}
+    blocks: dict[str, _Block] = {}  # by the name of each of their tensors
+    places: dict[str, int] = {}
     for life in sorted(lifetimes, key=lambda life: life.first):
-        owners[life.name] = owners[over[life.name]] if life.name in over else life.name
-    return owners
+        pair = over.get(life.name)
+        block = blocks[life.name] = [] if pair is None else blocks[pair.other]
+        low = places[life.name] = 0 if pair is None else places[pair.other] - pair.distance
+        high = low + _aligned(life.size_bytes, alignment)
+        block.append(_Part(life.name, low, high, life.first, life.last))
+    result = []
+    for block in {id(block): block for block in (blocks[life.name] for life in lifetimes)}.values():
+        lowest = min(part.low for part in block)
+        result.append([replace(p, low=p.low - lowest, high=p.high - lowest) for p in block])
+    return result
 
 
-def _blocks(lifetimes: Sequence[Lifetime], over: Mapping[str, str]) -> list[Lifetime]:
-    """Make one lifetime of those that share their bytes, under the name of the first."""
-    owners = _owners(lifetimes, over)
-    blocks: dict[str, Lifetime] = {}
-    for life in lifetimes:
-        owner = owners[life.name]
-        block = blocks.get(owner, life)
-        blocks[owner] = Lifetime(
-            owner,
-            max(block.size_bytes, life.size_bytes),
-            min(block.first, life.first),
-            max(block.last, life.last),
-        )
-    return list(blocks.values())
-
-
-def _share(
-    lifetimes: Sequence[Lifetime], pairs: Sequence[tuple[str, str]], alignment: int
-) -> dict[str, str]:
-    """Choose the pairs that share their bytes, in the order of time.
-
-    A pair is taken if it lowers the largest sum of what is live at a step, or else the second
-    largest, and so on. A smaller tensor holds all bytes of the block that it lies in, which may
-    cost more at later steps than it saves at its first: it is looked at where the sum is largest.
-    """
+def _check_pairs(lifetimes: Sequence[Lifetime], pairs: Sequence[_Pair]) -> None:
     by_name = {life.name: life for life in lifetimes}
-    choices: dict[str, list[str]] = {}
-    for tensor, other in pairs:
-        choices.setdefault(tensor, []).append(other)
-    last = max((life.last for life in lifetimes), default=-1)
-    first = min((life.first for life in lifetimes), default=0)
-    live = [0] * (last - first + 1)
-    blocks = {life.name: life for life in lifetimes}  # by the name of their first tensor
-    owner = {life.name: life.name for life in lifetimes}
-    for life in lifetimes:
-        _add(live, life, first, _aligned(life.size_bytes, alignment))
-    over: dict[str, str] = {}
-    for tensor in sorted(choices, key=lambda name: by_name[name].first):
-        best, best_live = None, live
-        for other in choices[tensor]:
-            # Of two tensors that a step writes, one alone takes the bytes of an input.
-            if other in over.values():
-                continue
-            block, life = blocks[owner[other]], by_name[tensor]
-            joined = _joined(block, life)
-            sizes = [_aligned(part.size_bytes, alignment) for part in (block, life, joined)]
-            if sizes[0] != sizes[1] and live[life.first - first] < max(live):
-                continue
-            trial = list(live)
-            _add(trial, block, first, -sizes[0])
-            _add(trial, life, first, -sizes[1])
-            _add(trial, joined, first, sizes[2])
-            if sorted(trial, reverse=True) < sorted(best_live, reverse=True):
-                best, best_live = other, trial
-        if best is not None:
-            over[tensor], live = best, best_live
-            owner[tensor] = owner[best]
-            blocks[owner[best]] = _joined(blocks[owner[best]], by_name[tensor])
-    return over
-
-
-def _joined(block: Lifetime, life: Lifetime) -> Lifetime:
-    size = max(block.size_bytes, life.size_bytes)
-    return Lifetime(block.name, size, block.first, life.last)
-
-
-def _add(live: list[int], life: Lifetime, start: int, size: int) -> None:
-    for step in range(life.first - start, life.last - start + 1):
-        live[step] += size
-
-
-def _check_pairs(lifetimes: Sequence[Lifetime], pairs: Sequence[tuple[str, str]]) -> None:
-    by_name = {life.name: life for life in lifetimes}
-    for tensor, other in pairs:
+    for tensor, other, distance in pairs:
         for name in (tensor, other):
             if name not in by_name:
                 raise OptionError(
@@ -267,6 +308,11 @@ def _check_pairs(lifetimes: Sequence[Lifetime], pairs: Sequence[tuple[str, str]]
                 f"Tensor {tensor!r} of step {life.first} may take the bytes of {other!r}, which "
                 f"lives from step {dying.first} to step {dying.last}; expected one that was "
                 f"written before and is read last in step {life.first}. Leave the pair out."
+            )
+        if distance < 0:
+            raise OptionError(
+                f"Tensor {tensor!r} may begin {distance} bytes before {other!r}, over which it is "
+                "written; expected at least 0. Leave the pair out."
             )
 
 
@@ -302,59 +348,94 @@ def _aligned(size_bytes: int, alignment: int) -> int:
 
 
 class _Problem:
-    """The lifetimes as plain lists, and who conflicts with whom."""
+    """The blocks as plain lists, and how near to each other they may begin."""
 
-    def __init__(self, lifetimes: Sequence[Lifetime], alignment: int, bound: int) -> None:
-        self.count = len(lifetimes)
-        self.bound = bound
-        self.size = [_aligned(life.size_bytes, alignment) for life in lifetimes]
-        self.first = [life.first for life in lifetimes]
-        self.last = [life.last for life in lifetimes]
-        self.conflicts: list[list[int]] = [[] for _ in lifetimes]
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self.blocks = blocks
+        self.count = len(blocks)
+        self.height = [max(part.high for part in block) for block in blocks]
+        self.first = [min(part.first for part in block) for block in blocks]
+        self.last = [max(part.last for part in block) for block in blocks]
+        # What is live is most at a step where a tensor begins; no other step needs a look.
+        self.steps = sorted({part.first for block in blocks for part in block})
+        # Of each block: its low and high end at each of these steps, from one to another one.
+        self.spans = [
+            range(bisect_left(self.steps, first), bisect_right(self.steps, last))
+            for first, last in zip(self.first, self.last, strict=True)
+        ]
+        self.lows: list[list[int]] = []
+        self.highs: list[list[int]] = []
+        for block, span in zip(blocks, self.spans, strict=True):
+            live = [[p for p in block if p.first <= self.steps[t] <= p.last] for t in span]
+            self.lows.append([min(part.low for part in parts) for parts in live])
+            self.highs.append([max(part.high for part in parts) for parts in live])
+        self.live = [0] * len(self.steps)
+        for span, lows, highs in zip(self.spans, self.lows, self.highs, strict=True):
+            for t, low, high in zip(span, lows, highs, strict=True):
+                self.live[t] += high - low
+        self.bound = max(self.live, default=0)
+        # (other, below, above): a block may begin ``below`` before the other one or ``above``
+        # behind it, and nowhere between.
+        self.conflicts: list[list[tuple[int, int, int]]] = [[] for _ in blocks]
         by_start = sorted(range(self.count), key=lambda i: (self.first[i], i))
         starts = [self.first[i] for i in by_start]
         for at, i in enumerate(by_start):
             for j in by_start[at + 1 : bisect_right(starts, self.last[i])]:
-                self.conflicts[i].append(j)
-                self.conflicts[j].append(i)
+                for below, above in self._between(i, j):
+                    self.conflicts[i].append((j, below, above))
+                    self.conflicts[j].append((i, above, below))
 
-    def height(self, offsets: Sequence[int]) -> int:
-        return max((o + s for o, s in zip(offsets, self.size, strict=True)), default=0)
+    @property
+    def work_of_placing(self) -> int:
+        """The work of a placement in neighbours looked at; a block costs about as much as eight."""
+        return sum(8 + len(others) for others in self.conflicts)
+
+    def _between(self, i: int, j: int) -> set[tuple[int, int]]:
+        return {
+            (a.high - b.low, b.high - a.low)
+            for a in self.blocks[i]
+            for b in self.blocks[j]
+            if a.first <= b.last and b.first <= a.last
+        }
+
+    def arena(self, offsets: Sequence[int]) -> int:
+        return max((o + s for o, s in zip(offsets, self.height, strict=True)), default=0)
 
 
-# Where to put a tensor: (free gaps of at least its size, as (begin, end), the open top last) and
-# its size -> offset.
-_Fit = Callable[[list[tuple[int, int]], int], int]
+# Where to put a block: (gaps of the offsets that it may have, as (lowest, highest), the open top
+# last) -> offset.
+_Fit = Callable[[list[tuple[int, int]]], int]
 
 _OPEN = 1 << 62
 
 
-def _lowest(gaps: list[tuple[int, int]], size: int) -> int:
+def _lowest(gaps: list[tuple[int, int]]) -> int:
     return gaps[0][0]
 
 
-def _tightest(gaps: list[tuple[int, int]], size: int) -> int:
+def _tightest(gaps: list[tuple[int, int]]) -> int:
     return min(gaps, key=lambda gap: (gap[1] - gap[0], gap[0]))[0]
 
 
 def _place(problem: _Problem, order: Sequence[int], fit: _Fit) -> list[int]:
-    """Place the tensors one after the other, each into a gap that ``fit`` chooses."""
+    """Place the blocks one after the other, each into a gap that ``fit`` chooses."""
     offsets = [-1] * problem.count
     for i in order:
-        offsets[i] = fit(_gaps(problem, i, offsets), problem.size[i])
+        offsets[i] = fit(_gaps(problem, i, offsets))
     return offsets
 
 
 def _gaps(problem: _Problem, i: int, offsets: list[int]) -> list[tuple[int, int]]:
-    """Free intervals, lowest first, that hold tensor ``i`` beside the conflicts placed so far."""
-    size = problem.size
+    """The offsets, lowest first, that block ``i`` may have beside the conflicts placed so far."""
     taken = sorted(
-        (offsets[j], offsets[j] + size[j]) for j in problem.conflicts[i] if offsets[j] >= 0
+        (offsets[j] - below, offsets[j] + above)
+        for j, below, above in problem.conflicts[i]
+        if offsets[j] >= 0
     )
     gaps = []
     free = 0
     for begin, end in taken:
-        if begin - free >= size[i]:
+        if begin >= free:
             gaps.append((free, begin))
         free = max(free, end)
     gaps.append((free, _OPEN))
@@ -370,10 +451,10 @@ def _place_from_both_ends(problem: _Problem, order: Sequence[int], start_high: b
     high = start_high
     for i in order:
         gaps = _gaps(problem, i, offsets)
-        if high and min(gaps[-1][1], problem.bound) - gaps[-1][0] >= problem.size[i]:
-            offsets[i] = problem.bound - problem.size[i]
+        if high and problem.bound - problem.height[i] >= gaps[-1][0]:
+            offsets[i] = problem.bound - problem.height[i]
         elif high and len(gaps) > 1:
-            offsets[i] = gaps[-2][1] - problem.size[i]
+            offsets[i] = gaps[-2][1]
         else:
             offsets[i] = gaps[0][0]
         high = not high
@@ -386,7 +467,7 @@ def _solve(problem: _Problem) -> list[int]:
     best_height = _OPEN
     best_order: list[int] = []
     for order, offsets in _greedy(problem):
-        height = problem.height(offsets)
+        height = problem.arena(offsets)
         if height < best_height:
             best, best_height, best_order = offsets, height, order
         if best_height == problem.bound:
@@ -394,7 +475,7 @@ def _solve(problem: _Problem) -> list[int]:
     if problem.count <= _BRANCH_TENSORS:
         search = _BranchAndBound(problem, best)
         best = search.run()
-        if search.complete or problem.height(best) == problem.bound:
+        if search.complete or problem.arena(best) == problem.bound:
             return best
         best_order = sorted(range(problem.count), key=lambda i: (best[i], i))
     return _local_search(problem, best_order, best)
@@ -402,19 +483,11 @@ def _solve(problem: _Problem) -> list[int]:
 
 def _greedy(problem: _Problem) -> Iterator[tuple[list[int], list[int]]]:
     """Yield (order, offsets) of every greedy placement."""
-    size, first, last = problem.size, problem.first, problem.last
+    first, last = problem.first, problem.last
     everyone = range(problem.count)
-
-    # The breadth of a step is the sum of the sizes live there; a tensor counts its broadest step.
-    starts = {
-        t: sum(s for s, f, e in zip(size, first, last, strict=True) if f <= t <= e)
-        for t in set(first)
-    }
-    steps = sorted(starts)
-    breadth = [
-        max(starts[t] for t in steps[bisect_left(steps, first[i]) : bisect_right(steps, last[i])])
-        for i in everyone
-    ]
+    # The breadth of a step is the sum of the sizes live there; a block counts its broadest step.
+    breadth = [max(problem.live[t] for t in span) for span in problem.spans]
+    size = problem.height
     keys: list[Callable[[int], tuple[int, ...]]] = [
         lambda i: (-size[i], first[i], i),
         lambda i: (-breadth[i], -size[i], i),
@@ -433,37 +506,36 @@ def _greedy(problem: _Problem) -> Iterator[tuple[list[int], list[int]]]:
 
 
 class _BranchAndBound:
-    """Stack the tensors in the order of their offsets, depth first.
+    """Stack the blocks in the order of their offsets, depth first.
 
     Push every tensor of an optimal plan down as far as it goes, sort by offset, and each one lies
     on the highest of the conflicting tensors before it. So an optimal plan is among the stackings
     whose offsets never fall, and those alone are tried. A stacking is given up when, at some step,
     what is stacked and what is still to be stacked there is no better than the best plan known.
+    Blocks with steps may interlock, so that with them the best need not be a stacking.
     """
 
     def __init__(self, problem: _Problem, best: list[int]) -> None:
         # Ties go to the large and long-lived: its first descent is then a good greedy placement.
+        height = problem.height
         order = sorted(
             range(problem.count),
-            key=lambda i: (-problem.size[i] * (problem.last[i] - problem.first[i] + 1), i),
+            key=lambda i: (-height[i] * (problem.last[i] - problem.first[i] + 1), i),
         )
-        # The live set is largest at a step where a tensor begins; no other step needs a look.
-        steps = sorted(set(problem.first))
         self.order = order
-        self.size = [problem.size[i] for i in order]
-        self.spans = [
-            range(bisect_left(steps, problem.first[i]), bisect_right(steps, problem.last[i]))
+        self.spans = [problem.spans[i] for i in order]
+        # (step, low end, high end) of each block
+        self.shapes = [
+            list(zip(problem.spans[i], problem.lows[i], problem.highs[i], strict=True))
             for i in order
         ]
-        self.top = [0] * len(steps)
-        self.waiting = [0] * len(steps)
-        for size, span in zip(self.size, self.spans, strict=True):
-            for t in span:
-                self.waiting[t] += size
+        self.stacks = all(len(block) == 1 for block in problem.blocks)
+        self.top = [0] * len(problem.steps)
+        self.waiting = list(problem.live)
         self.bound = problem.bound
         self.offsets = [0] * problem.count
         self.best = best
-        self.best_height = problem.height(best)
+        self.best_height = problem.arena(best)
         self.work = _BRANCH_WORK
 
     def run(self) -> list[int]:
@@ -473,7 +545,14 @@ class _BranchAndBound:
     @property
     def complete(self) -> bool:
         """Whether all was tried, so that the best is optimal."""
-        return self.work >= 0
+        return self.stacks and self.work >= 0
+
+    def _offset(self, at: int) -> int:
+        """How far down a block comes to lie."""
+        if self.stacks:
+            span = self.spans[at]
+            return max(self.top[span.start : span.stop])
+        return max(self.top[t] - low for t, low, _ in self.shapes[at])
 
     def _descend(self, remaining: list[int], floor: tuple[int, int]) -> None:
         if not remaining:
@@ -484,47 +563,42 @@ class _BranchAndBound:
                 self.best[i] = self.offsets[at]
             return
         self.work -= len(remaining)
-        candidates = sorted(
-            (max(self.top[self.spans[at].start : self.spans[at].stop]), at) for at in remaining
-        )
+        candidates = sorted((self._offset(at), at) for at in remaining)
         for offset, at in candidates:
             if self.work < 0 or self.best_height == self.bound:
                 return
             # Tensors at one offset don't conflict: their order is free, so one order is enough.
             if (offset, at) <= floor:
                 continue
-            size, span = self.size[at], self.spans[at]
-            end = offset + size
-            if any(end + self.waiting[t] - size >= self.best_height for t in span):
+            shape, span = self.shapes[at], self.spans[at]
+            if any(offset + low + self.waiting[t] >= self.best_height for t, low, _ in shape):
                 continue
-            tops = [self.top[t] for t in span]
-            for t in span:
-                self.top[t] = end
-                self.waiting[t] -= size
+            tops = self.top[span.start : span.stop]
+            for t, low, high in shape:
+                self.top[t] = offset + high
+                self.waiting[t] -= high - low
             self.offsets[at] = offset
             self._descend([other for other in remaining if other != at], (offset, at))
-            for t, top in zip(span, tops, strict=True):
-                self.top[t] = top
-                self.waiting[t] += size
+            self.top[span.start : span.stop] = tops
+            for t, low, high in shape:
+                self.waiting[t] += high - low
 
 
 def _local_search(problem: _Problem, order: list[int], best: list[int]) -> list[int]:
     """Move a tensor at the top of the arena forward in the order, keep what is no worse."""
     chance = random.Random(0)
-    best_height = current_height = problem.height(best)
+    best_height = current_height = problem.arena(best)
     current = best
-    # A tensor costs about as much as eight neighbours.
-    work_of_placing = sum(8 + len(others) for others in problem.conflicts)
-    for _ in range(_LOCAL_WORK // work_of_placing):
+    for _ in range(_LOCAL_WORK // max(1, problem.work_of_placing)):
         if best_height == problem.bound:
             break
-        at_top = [i for i in order if current[i] + problem.size[i] == current_height]
+        at_top = [i for i in order if current[i] + problem.height[i] == current_height]
         moved = chance.choice(at_top)
         to = chance.randrange(problem.count)
         trial_order = [i for i in order if i != moved]
         trial_order.insert(to, moved)
         trial = _place(problem, trial_order, _lowest)
-        height = problem.height(trial)
+        height = problem.arena(trial)
         if height <= current_height:
             order, current, current_height = trial_order, trial, height
         if height < best_height:

@@ -38,13 +38,14 @@ class Operation:
         reads: Tensors that it reads; those that no operation writes are there from the start.
         writes: Tensors that it writes, or parts of them that no other operation writes.
         scratch_bytes: Bytes that it needs while it runs.
-        in_place: Tensors that it reads whose bytes its one output may take when they die.
+        over: (tensor, bytes): its one output may lie over that tensor, which it reads, when that
+            dies, if it begins that many bytes before it.
     """
 
     reads: tuple[Hashable, ...]
     writes: tuple[Hashable, ...]
     scratch_bytes: int = 0
-    in_place: tuple[Hashable, ...] = ()
+    over: tuple[tuple[Hashable, int], ...] = ()
 
 
 def peak_bytes(
@@ -52,8 +53,8 @@ def peak_bytes(
 ) -> int:
     """Return the most bytes that are live at once.
 
-    A tensor lives from the first operation that writes it to its last reader. An output that may
-    take the bytes of an input of its own size that dies there adds nothing.
+    A tensor lives from the first operation that writes it to its last reader. What an output shares
+    with an input that dies there, over which it may lie, counts once.
 
     Args:
         operations: The program.
@@ -211,10 +212,13 @@ class _Graph:
             sizes.get(tensor, 0) for tensor in operation.writes if not self.writers[tensor] & done
         )
         ended = [t for t in self._held[index] if not self._users[t] & ~after]
-        used = live + begun + operation.scratch_bytes
-        if any(tensor in operation.in_place and sizes[tensor] == begun for tensor in ended):
-            used -= begun
+        used = live + begun + operation.scratch_bytes - self._shared(operation, begun, ended)
         return used, live + begun - sum(sizes[tensor] for tensor in ended)
+
+    def _shared(self, operation: Operation, written: int, ended: Sequence[Hashable]) -> int:
+        """Give the most bytes that the output has in common with an input that dies."""
+        sizes = self.sizes
+        return max([0, *(min(written - d, sizes[t]) for t, d in operation.over if t in ended)])
 
     def settle(self, done: int, state: _State) -> tuple[int, _State]:
         """Run whatever frees at least as much as it writes and does not raise the peak.
@@ -239,7 +243,6 @@ class _Graph:
         peak = 0
         for operation, held in zip(self.operations, self._held, strict=True):
             written = sum(self.sizes.get(tensor, 0) for tensor in operation.writes)
-            shared = any(t in operation.in_place and self.sizes[t] == written for t in held)
             used = sum(self.sizes[tensor] for tensor in held) + operation.scratch_bytes
-            peak = max(peak, used - written if shared else used)
+            peak = max(peak, used - self._shared(operation, written, held))
         return peak

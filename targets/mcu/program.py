@@ -2,11 +2,13 @@
 
 Each step calls one C function on tensors. A tensor lies in an input or output buffer of the
 caller, in the arena, or in flash. A reshape gives a second name to the same bytes; and where a
-step may write its output over an input that dies there, the two lie at the same place.
+step may write its output over an input that dies there, the two share bytes.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,7 +48,9 @@ class Storage:
 class Step:
     """One call: a function, or a copy when there is none.
 
-    ``in_place`` are the indices of the inputs whose bytes the output may take.
+    ``in_place`` are the indices of the inputs whose bytes the output may take, beginning where
+    they begin; ``distances`` are (index of an input, bytes): over that one the output may lie
+    where it begins at least so many bytes before it.
     """
 
     name: str
@@ -57,6 +61,19 @@ class Step:
     workspaces: tuple[Storage, ...]
     layer: LoweredLayer | None = None
     in_place: tuple[int, ...] = ()
+    distances: tuple[tuple[int, int], ...] = ()
+
+    def may_lie_over(self, storage: Storage) -> int | None:
+        """Give how many bytes before an input the output may begin, to lie over it, or None."""
+        positions = [i for i, other in enumerate(self.inputs) if other is storage]
+        known = {**dict(self.distances), **dict.fromkeys(self.in_place, 0)}
+        if not all(i in known for i in positions):
+            return None
+        distance = max(known[i] for i in positions)
+        # What has to begin at the same place cannot begin before it too.
+        if distance and any(i in self.in_place for i in positions):
+            return None
+        return distance
 
 
 @dataclass
@@ -174,13 +191,18 @@ class _Builder:
         symbol = edge.var_name_of_global(var)
         sizes: tuple[int, ...]
         if layer is not None and layer.assembly is not None:
-            index, sizes = self._index(symbol, layer.assembly), (layer.scratch_bytes,)
+            index = self._index(symbol, layer.assembly)
+            sizes = (layer.scratch_bytes,) if layer.scratch_bytes else ()
         else:
             index, sizes = self._function(symbol, var, len(outputs))
         workspaces = tuple(self._arena(f"{name} workspace", "uint8", size) for size in sizes)
         kind = layer.kind if layer is not None else self.program.function_names[index]
         known = self.program.functions[index] if layer is None else layer
-        step = Step(name, kind, index, inputs, outputs, workspaces, layer, known.in_place)
+        assembly = None if layer is None else layer.assembly
+        distances = () if assembly is None else assembly.distances
+        step = Step(
+            name, kind, index, inputs, outputs, workspaces, layer, known.in_place, distances
+        )
         self.program.steps.append(step)
         return outputs if isinstance(call.ty, relax.TupleType) else outputs[0]
 
@@ -239,7 +261,7 @@ class _Builder:
                 step.inputs,
                 step.outputs,
                 sum(sizes[workspace] for workspace in step.workspaces),
-                tuple(_in_place(step)),
+                tuple(_overlaps(step)),
             )
             for step in steps
         ]
@@ -252,7 +274,8 @@ class _Builder:
         program = self.program
         program.steps = [steps[i] for i in orders[at]]
         program.lifetimes, program.plan = plans[at]
-        program.live_bytes = live_bytes(program.lifetimes, program.plan.over, len(steps))
+        program.live_bytes = live_bytes(program.lifetimes, program.plan.offsets, len(steps))
+        _check_plan(program.steps, program.plan)
         self._let_functions_share()
 
     def _compute_in_outputs(self) -> None:
@@ -284,13 +307,26 @@ class _Builder:
 
 
 def _in_place(step: Step) -> list[Storage]:
-    """Give the tensors in the arena whose bytes the output of a step may take when they die."""
+    """Give the tensors in the arena whose place, exactly, the output of a step may take."""
     return [
         storage
         for storage in dict.fromkeys(step.inputs)
         if storage.place == "arena"
         and all(i in step.in_place for i, other in enumerate(step.inputs) if other is storage)
     ]
+
+
+def _overlaps(step: Step) -> list[tuple[Storage, int]]:
+    """Give the tensors in the arena over which the output of a step may lie when they die.
+
+    With each stands how many bytes before it the output begins, a multiple of the alignment.
+    """
+    found = []
+    for storage in dict.fromkeys(step.inputs):
+        distance = step.may_lie_over(storage)
+        if storage.place == "arena" and distance is not None:
+            found.append((storage, -(-distance // ARENA_ALIGNMENT) * ARENA_ALIGNMENT))
+    return found
 
 
 def _planned(steps: list[Step]) -> tuple[list[Lifetime], MemoryPlan]:
@@ -306,12 +342,35 @@ def _planned(steps: list[Step]) -> tuple[list[Lifetime], MemoryPlan]:
         for storage, (first, last) in spans.items()
     ]
     pairs = [
-        (step.outputs[0].name, storage.name)
+        (step.outputs[0].name, storage.name, distance)
         for index, step in enumerate(steps)
-        for storage in _in_place(step)
+        for storage, distance in _overlaps(step)
         if step.outputs[0].place == "arena" and spans[storage][1] == index
     ]
-    return lifetimes, plan_memory(lifetimes, alignment=ARENA_ALIGNMENT, in_place=pairs)
+    return lifetimes, plan_memory(lifetimes, alignment=ARENA_ALIGNMENT, pairs=pairs)
+
+
+def _check_plan(steps: Sequence[Step], plan: MemoryPlan) -> None:
+    """Make sure that no step writes over what it, or a later one, still reads."""
+    last = {storage: i for i, step in enumerate(steps) for storage in step.inputs}
+    live: set[Storage] = set()
+
+    def overlap(a: Storage, b: Storage) -> bool:
+        begin, end = plan.offsets[a.name], plan.offsets[b.name]
+        return begin < end + b.size_bytes and end < begin + a.size_bytes
+
+    for index, step in enumerate(steps):
+        written = [s for s in (*step.outputs, *step.workspaces) if s.place == "arena"]
+        for target, other in itertools.product(written, {*live, *written}):
+            if target is other or not overlap(target, other):
+                continue
+            distance = step.may_lie_over(other) if last.get(other) == index else None
+            before = plan.offsets[other.name] - plan.offsets[target.name]
+            exact = any(step.inputs[i] is other for i in step.in_place)
+            assert target in step.outputs, (step.name, target.name, other.name)
+            assert distance is not None, (step.name, target.name, other.name)
+            assert before == 0 if exact else before >= distance, (step.name, before, distance)
+        live = {s for s in (*live, *written) if last.get(s, -1) > index}
 
 
 def _check_dtype(name: str, dtype: str) -> None:

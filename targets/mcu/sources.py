@@ -330,6 +330,9 @@ def _layers(program: Program, name: str) -> str:
             lines.append(f"    memcpy(y0, {argument(source)}, {target.size_bytes});")
         else:
             values = [argument(s) for s in (*step.inputs, *step.outputs, *step.workspaces)]
+            # A kernel in assembly that needs no scratch memory has its parameter nevertheless.
+            missing = len(program.functions[step.function].parameters) - len(values)
+            values += ["NULL"] * missing
             lines.append(f"    {names[step.function]}({', '.join(values)});")
         lines += ["}", ""]
     return "\n".join(lines)

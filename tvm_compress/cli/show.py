@@ -261,15 +261,15 @@ def memory(found: Memory) -> None:
 def _arena(found: Memory, step: int, letters: Mapping[str, str]) -> str:
     """Draw what lies in the arena at a step; each column shows what takes most of it."""
     live = [tensor for tensor in found.tensors if tensor.first <= step <= tensor.last]
-    # What is written over another is shown in its place.
-    hidden = {tensor.over for tensor in live if tensor.first == step}
-    live = [tensor for tensor in live if tensor.name not in hidden]
+    # What is written over another, from its beginning or from before it, is shown in its place.
+    covered = {t.over: t.offset + t.size_bytes for t in live if t.first == step}
     columns = []
     for column in range(_ARENA_COLUMNS if found.arena_bytes else 0):
         begin, end = (found.arena_bytes * c / _ARENA_COLUMNS for c in (column, column + 1))
 
         def part(tensor: MemoryTensor, begin: float = begin, end: float = end) -> float:
-            return min(end, tensor.offset + tensor.size_bytes) - max(begin, tensor.offset)
+            first = max(tensor.offset, covered.get(tensor.name, 0))
+            return min(end, tensor.offset + tensor.size_bytes) - max(begin, first)
 
         widest = max(live, key=part, default=None)
         columns.append(letters[widest.name] if widest and part(widest) > 0 else ".")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import product as pairs_of
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,9 @@ class Convolution:
             self.g = g = g.flattened()
         # In the rows of the ring four inputs lie as SXTB16 leaves them, where channels allow it.
         self.swapped = g.inputs % 4 == 0
-        self.segment = g.kernel[1] * g.inputs  # one row of a window
+        # A row of a window lies in one piece, or where it is dilated in one for each column.
+        self.pieces = g.kernel[1] if g.dilation[1] > 1 else 1
+        self.segment = g.kernel[1] // self.pieces * g.inputs
         self.segment_words = -(-self.segment // 4) * 2
         if layout is None or pixels is None or unroll is None:
             choice = self._cheapest(byte_cost, coded, layout, pixels, unroll)
@@ -99,8 +102,6 @@ class Convolution:
             return "its channels come first"
         if g.outputs * 3 > _REACH:
             return "it has too many output channels"
-        if g.dilation[1] != 1:
-            return "its columns are dilated"
         if g.kernel == (1, 1):
             last = [(n - 1) * step for n, step in zip(g.out_size, g.strides, strict=True)]
             if g.padding != (0, 0) or last[0] >= g.in_size[0] or last[1] >= g.in_size[1]:
@@ -111,7 +112,7 @@ class Convolution:
             return "its sums are too large"
         if (g.kernel[0] - 1) * g.dilation[0] + 1 > _MOST_ROWS:
             return "its windows are too high"
-        row = (g.in_size[1] + g.padding[1] + g.kernel[1] * 2) * g.inputs * 2
+        row = (g.in_size[1] + g.padding[1] + g.kernel[1] * g.dilation[1] * 2) * g.inputs * 2
         if g.kernel != (1, 1) and row * g.kernel[0] * g.dilation[0] > 1 << 20:
             return "its rows are too long"
         return layer.requantize.refuses()
@@ -160,7 +161,8 @@ class Convolution:
     def row_values(self) -> int:
         """Halfwords of one row of the ring, the last window's over-reading included."""
         g = self.g
-        last = (g.out_size[1] - 1) * g.strides[1] * g.inputs + self.segment_words * 2
+        last = (g.out_size[1] - 1) * g.strides[1] + (self.pieces - 1) * g.dilation[1]
+        last = last * g.inputs + self.segment_words * 2
         own = (g.padding[1] + g.in_size[1]) * g.inputs
         return -(-max(last, own) // 4) * 4
 
@@ -219,7 +221,7 @@ class Convolution:
         """Give the column of each halfword of a tile's pixel, -1 where there is none."""
         g = self.g
         rows = []
-        for kh in range(1 if self.direct else g.kernel[0]):
+        for kh, piece in pairs_of(range(g.kernel[0]), range(self.pieces)):
             row = []
             for i in range(self.segment_words * 2):
                 place = i
@@ -227,7 +229,8 @@ class Convolution:
                     place = i // 4 * 4 + (0, 2, 1, 3)[i % 4]
                 kw, channel = divmod(place, g.inputs)
                 inside = place < self.segment
-                row.append((channel * g.kernel[0] + kh) * g.kernel[1] + kw if inside else -1)
+                column = (channel * g.kernel[0] + kh) * g.kernel[1] + piece + kw
+                row.append(column if inside else -1)
             rows += row
         return rows
 
@@ -542,10 +545,12 @@ class Convolution:
         self._load("lr", "column")
         self._load("r12", "tile")
         data = [f"r{4 + i}" for i in range(2 * product.tile.pixels)]
-        aligned = step % 4 == 0
-        for kh in range(g.kernel[0]):
+        apart = g.dilation[1] * g.inputs * 2 if self.pieces > 1 else 0
+        aligned = step % 4 == apart % 4 == 0
+        for kh, piece in pairs_of(range(g.kernel[0]), range(self.pieces)):
             out.op(f"ldr r0, [sp, #{self._first_row + 4 * kh * g.dilation[0]}]")
             out.op("add r0, r0, lr")
+            out.add("r0", "r0", piece * apart, "r3")
             for p in range(1, pixels):
                 out.add(f"r{p}", "r0", p * step, "r3")
             rounds, rest = _split(words // 2, 12)

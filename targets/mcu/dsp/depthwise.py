@@ -1,9 +1,11 @@
-"""Dense int8 depthwise convolution with windows of three columns, for the DSP extension.
+"""Dense int8 depthwise convolution for the DSP extension.
 
 With the channels last, neighbours of one channel lie far apart, and SMLAD wants them in one word.
 So four channels at a time are widened and transposed into planes with padding around them (1.9
 instructions a value, once), and each plane is convolved with its weights in registers, two outputs
-at a time: for three rows three double loads and twelve multiplications, six of them double.
+at a time: for three rows three double loads and twelve multiplications, six of them double. Windows
+that are not three columns wide and at most three rows high read their weights from the stream, for
+every two outputs again.
 
 Tall maps are cut into strips, so that the planes stay small; the rows that two strips share are
 moved. An input is read before any output takes its place: the layer may run in place.
@@ -11,7 +13,8 @@ moved. An input is read before any output takes its place: the layer may run in 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,22 @@ Array = NDArray[Any]
 _GROUP = 4
 # Pairs of outputs in one round of the loop over a row.
 _UNROLL = 4
+# Registers of words of a plane, and of weights that do not stay in registers.
+_READ = ("r2", "r3", "r9")
+_STREAMED = ("r4", "r5", "r6", "r7")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is done with one word of a row: two inputs.
+
+    Attributes:
+        words: of weights, each the columns of two of them, -1 for a 0.
+        uses: (output, multiplication, which of the words).
+    """
+
+    words: tuple[tuple[int, int], ...]
+    uses: tuple[tuple[int, str, int], ...]
 
 
 class Depthwise:
@@ -43,6 +62,9 @@ class Depthwise:
         self._most_unrolled = unroll
         g = self.g
         self.step = g.strides[1]
+        self.multiple = g.outputs // g.groups  # outputs of a channel
+        # Whether the weights of a window are too many for the registers, or of another form.
+        self.streamed = g.kernel[1] != 3 or g.kernel[0] > 3
         self.rows_kept = max(0, g.kernel[0] - g.strides[0])
         height = g.out_size[0]
         strips = next(
@@ -58,7 +80,7 @@ class Depthwise:
 
     @property
     def _group(self) -> int:
-        return min(_GROUP, self.g.outputs)
+        return min(_GROUP, self.g.groups)
 
     @staticmethod
     def refuses(layer: IntegerLayer) -> str | None:
@@ -66,18 +88,16 @@ class Depthwise:
         g = layer.geometry
         if g.batch != 1:
             return "the batch is not 1"
-        if g.inputs != 1 or g.groups != g.outputs or g.groups == 1:
-            return "it is not depthwise with one output a channel"
+        if g.inputs != 1 or g.groups == 1:
+            return "it is not depthwise"
         if g.rank == 0 or not g.channels_last:
             return "its channels come first"
-        if g.kernel[1] != 3 or g.kernel[0] > 3:
-            return "its window is not 3 wide and at most 3 high"
         if g.dilation != (1, 1) or g.strides[1] not in (1, 2) or g.strides[0] > g.kernel[0]:
             return "its strides or dilation are out of the ordinary"
         if g.outputs > 2047:
             return "it has too many channels"
         kernel = Depthwise(layer)
-        if kernel.pitch * (g.kernel[0] - 1) + 8 > 1020:
+        if kernel.pitch * (g.kernel[0] - 1) + 4 * (kernel._read_words - kernel.step + 1) > 1020:
             return "its rows are too long"
         if kernel._plane_bytes(kernel.strip_rows) * (_GROUP - 1) > 4000:
             return "its planes are too large"
@@ -93,6 +113,8 @@ class Depthwise:
         g = self.g
         pairs = -(-g.out_size[1] // 2)
         read = (pairs * 2 - 1) * self.step + 4
+        if self.streamed:
+            read = (pairs - 1) * 2 * self.step + 2 * self._read_words
         own = g.padding[1] + g.in_size[1]
         return -(-max(read, own) // 2) * 4
 
@@ -108,19 +130,28 @@ class Depthwise:
         return self._plane_bytes(self.strip_rows) * self._group
 
     def stream(self) -> Array:
-        """Give the words of each channel: weights, bias, constants; uint32."""
+        """Give the words of each output channel: weights, bias, constants; uint32."""
         layer, g = self.layer, self.g
         constants = layer.requantize
         words: list[int] = []
-        w = layer.weights.reshape(g.outputs, g.kernel[0], 3).astype(np.int64)
+        w = layer.weights.reshape(g.outputs, *g.kernel).astype(np.int64)
 
         def word(low: int, high: int) -> int:
             return int(low) & 0xFFFF | (int(high) & 0xFFFF) << 16
 
         for channel in range(g.outputs):
             rows = w[channel]
-            words += [word(r[0], r[1]) for r in rows]
-            if self.step == 1:
+            if self.streamed:
+                # One 0 more, for what lies on either side of a window.
+                taps = np.pad(rows, ((0, 0), (0, 1)))
+                words += [
+                    word(r[a], r[b]) for r in taps for step in self._steps for a, b in step.words
+                ]
+            else:
+                words += [word(r[0], r[1]) for r in rows]
+            if self.streamed:
+                pass
+            elif self.step == 1:
                 words += [word(r[1], r[2]) for r in rows]
             else:
                 last = [r[2] for r in rows] + [0]
@@ -138,7 +169,7 @@ class Depthwise:
     @property
     def _unroll(self) -> int:
         """Pairs in a round: as many as divide a row, or a rest is written behind the loop."""
-        return max(1, min(self._most_unrolled, self._pairs))
+        return 1 if self.streamed else max(1, min(self._most_unrolled, self._pairs))
 
     @property
     def _rounds(self) -> int:
@@ -151,21 +182,32 @@ class Depthwise:
         out, g = self.out, self.g
         names = [
             *("constants", "addend", "x", "y", "stream", "planes", "count", "rows", "channel"),
-            *("row", "group", "from", "plane", "to", "strip", "place", "loop"),
+            *(
+                "row",
+                "group",
+                "from",
+                "plane",
+                "to",
+                "strip",
+                "place",
+                "loop",
+                "weights",
+                "multiple",
+            ),
         ]
         self._frame = {name: 4 * i for i, name in enumerate(names)}
-        size = 4 * len(names)
+        size = -(-len(names) // 2) * 8
         out.op("push {r4-r11, lr}", f"sub sp, sp, #{size + 4}")
         for register, name in (("r0", "x"), ("r1", "stream"), ("r2", "y"), ("r3", "planes")):
             self._save(register, name)
-        groups, rest = divmod(g.outputs, _GROUP)
+        groups, rest = divmod(g.groups, _GROUP)
         if groups:
             self._fill_planes(_GROUP)
             with out.counted_on_stack(self._frame["group"], "r0", groups):
                 self._channels(_GROUP)
-                for name in ("x", "y"):
+                for name, outputs in (("x", 1), ("y", self.multiple)):
                     self._load("r0", name)
-                    out.op(f"add r0, r0, #{_GROUP}")
+                    out.add("r0", "r0", _GROUP * outputs, "r1")
                     self._save("r0", name)
         if rest:
             self._fill_planes(rest)
@@ -178,6 +220,8 @@ class Depthwise:
     def _reads_ahead(self) -> bool:
         """Whether the outputs of a strip take no place of inputs that a later one reads."""
         g = self.g
+        if self.multiple > 1:
+            return False
         for strip in range(1, self.strips):
             rows = strip * self.strip_rows
             read = rows * g.strides[0] + self.rows_kept - g.padding[0]
@@ -295,7 +339,7 @@ class Depthwise:
             out.op("cmp r2, r3", f"bhs {outside}")
         out.add("r1", "r1", g.padding[1] * 2, "r2")
         self._load("r0", "from")
-        width, channel_step = g.in_size[1], g.outputs
+        width, channel_step = g.in_size[1], g.groups
         single = g.padding[1] % 2  # so that pairs are stored at even places
         pairs, tail = divmod(width - single, 2) if width > single else (0, 0)
         single = min(single, width)
@@ -332,7 +376,7 @@ class Depthwise:
         out = self.out
         for channel in range(channels):
             out.op(f"ldrsb r2, [r0, #{channel}]", f"strh r2, [r1, #{channel * plane}]")
-        out.add("r0", "r0", self.g.outputs, "r2")
+        out.add("r0", "r0", self.g.groups, "r2")
         out.op("add r1, r1, #2")
 
     def _transpose_pair(self, plane: int, step: int) -> None:
@@ -355,16 +399,21 @@ class Depthwise:
         self._save("r0", "stream")
         self._load("r12", "planes")
         self._load("lr", "to")
+        used = rows * g.strides[0] * self.pitch
         with out.counted_on_stack(self._frame["channel"], "r0", channels):
-            self._load("r0", "stream")
-            self._load_channel()
-            self._save("r0", "stream")
-            with out.counted_on_stack(self._frame["count"], "r0", rows):
-                self._row()
-            # On to the next plane and to the next channel of the first pixel.
-            used = rows * g.strides[0] * self.pitch
-            out.add("r12", "r12", self._plane_bytes(self.strip_rows) - used, "r0")
-            out.add("lr", "lr", 1 - rows * g.out_size[1] * g.outputs, "r0")
+            with out.counted_on_stack(self._frame["multiple"], "r0", self.multiple):
+                self._load("r0", "stream")
+                self._load_channel()
+                self._save("r0", "stream")
+                with out.counted_on_stack(self._frame["count"], "r0", rows):
+                    self._row()
+                # On to the next channel of the first pixel.
+                out.add("lr", "lr", 1 - rows * g.out_size[1] * g.outputs, "r0")
+                if self.multiple > 1:
+                    out.add("r12", "r12", -used, "r0")
+            # And to the next plane.
+            back = 0 if self.multiple > 1 else used
+            out.add("r12", "r12", self._plane_bytes(self.strip_rows) - back, "r0")
         self._load("r0", "to")
         out.add("r0", "r0", rows * g.out_size[1] * g.outputs, "r1")
         self._save("r0", "to")
@@ -379,8 +428,14 @@ class Depthwise:
 
     def _load_channel(self) -> None:
         out = self.out
-        first, second = self._weights
-        out.op(f"ldm r0!, {{{', '.join([*first, *second])}, r10, r11}}")
+        if self.streamed:
+            self._save("r0", "weights")
+            words = self.g.kernel[0] * sum(len(step.words) for step in self._steps)
+            out.add("r0", "r0", 4 * words, "r2")
+            out.op("ldm r0!, {r10, r11}")
+        else:
+            first, second = self._weights
+            out.op(f"ldm r0!, {{{', '.join([*first, *second])}, r10, r11}}")
         out.op("ldrd r2, r3, [r0], #8", f"strd r2, r3, [sp, #{self._frame['constants']}]")
         self._save("r11", "loop")
 
@@ -404,6 +459,83 @@ class Depthwise:
 
     def _outputs(self, count: int) -> None:
         """Two neighbouring outputs (or one), summed over all rows of the window."""
+        if self.streamed:
+            self._sums_of_stream(count)
+        else:
+            self._sums(count)
+        self._finish_outputs(count)
+
+    @property
+    def _read_words(self) -> int:
+        """Words of a row of a plane that two outputs read."""
+        taps = self.g.kernel[1]
+        return (taps + 2) // 2 if self.step == 1 else (taps + 1) // 2 + 1
+
+    @cached_property
+    def _steps(self) -> list[_Step]:
+        """What is done with each word of a row, where weights are streamed.
+
+        The first output's weights lie in words (w0, w1), (w2, w3) ... and the second's, without a
+        stride, in (0, w0), (w1, w2) ...; a first or last weight alone is taken out of the other's.
+        """
+        taps = self.g.kernel[1]
+        steps = []
+        for i in range(self._read_words):
+            words: list[tuple[int, int]] = []
+            uses: list[tuple[int, str, int]] = []
+            late = 2 * i - self.step  # the second output's first weight here
+            shared = self.step == 1 and i > 0 and 2 * i + 1 == taps
+            if 2 * i < taps and not shared:
+                words.append((2 * i, 2 * i + 1 if 2 * i + 1 < taps else -1))
+                uses.append((0, "smlad", 0))
+            if i == 0 and self.step == 1:
+                uses.append((1, "smlatb", 0))
+            elif i > 0:
+                words.append((late, late + 1 if late + 1 < taps else -1))
+                if shared:
+                    uses.append((0, "smlabt", len(words) - 1))
+                uses.append((1, "smlad", len(words) - 1))
+            steps.append(_Step(tuple(words), tuple(uses)))
+        return steps
+
+    def _sums_of_stream(self, count: int) -> None:
+        """Sum with weights that are loaded, as many words at a time as registers take."""
+        out = self.out
+        self._load("r8", "weights")
+        begun = [False, False]
+        for row in range(self.g.kernel[0]):
+            i = 0
+            while i < len(self._steps):
+                group = [self._steps[i]]
+                for step in self._steps[i + 1 : i + len(_READ)]:
+                    if sum(len(s.words) for s in (*group, step)) > len(_STREAMED):
+                        break
+                    group.append(step)
+                weights = list(_STREAMED[: sum(len(s.words) for s in group)])
+                if len(weights) == 1:
+                    out.op(f"ldr {weights[0]}, [r8], #4")
+                elif len(weights) == 2:
+                    out.op(f"ldrd {weights[0]}, {weights[1]}, [r8], #8")
+                else:
+                    out.op(f"ldm r8!, {{{', '.join(weights)}}}")
+                place = row * self.pitch + 4 * i
+                if len(group) > 1:
+                    out.op(f"ldrd r2, r3, [r12, #{place}]")
+                if len(group) != 2:
+                    last = len(group) - 1
+                    out.op(f"ldr {_READ[last]}, [r12, #{place + 4 * last}]")
+                for read, step in zip(_READ, group, strict=False):
+                    for output, multiply, word in step.uses:
+                        if output < count:
+                            total = f"r{output}" if begun[output] else "r10"
+                            begun[output] = True
+                            out.op(f"{multiply} r{output}, {read}, {weights[word]}, {total}")
+                    del weights[: len(step.words)]
+                i += len(group)
+        out.op(f"add r12, r12, #{4 * self.step}")
+
+    def _sums(self, count: int) -> None:
+        """Sum with the weights in registers."""
         out, g = self.out, self.g
         first, second = self._weights
         for row in reversed(range(g.kernel[0])):
@@ -426,6 +558,9 @@ class Depthwise:
                 if count == 2:
                     out.op(f"smlad r1, r3, {first[row]}, {b}")
                     out.op(f"smlab{half} r1, r9, {second[row // 2]}, r1")
+
+    def _finish_outputs(self, count: int) -> None:
+        out, g = self.out, self.g
         out.op(f"ldrd r2, r3, [sp, #{self._frame['constants']}]")
         # A shift by a register takes its lowest byte alone; the loop's counter is above it.
         words = ["r2", "r3", "r11"][: len(self.layer.requantize.words(0))]

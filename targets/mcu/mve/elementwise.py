@@ -10,109 +10,19 @@ Intervals tell that no sum leaves int32, and which clamps can be left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
+from tvm_compress.targets.mcu.integer_steps import Elementwise, Node
 from tvm_compress.targets.mcu.mve.assembler import VectorAssembler
 
-__all__ = ["Elementwise", "Node", "VectorElements"]
+__all__ = ["VectorElements"]
 
-_INT32 = 1 << 31
 _VECTORS = 7  # q7 is for what an instruction needs beside
 _CORE = ("r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11")
-
-
-@dataclass(frozen=True)
-class Node:
-    """An int32 of the tree.
-
-    Attributes:
-        op: ``input`` (``value`` is its index), or what is done to ``args``: ``add``, ``subtract``;
-            or to the one of them and ``value``: ``add_number``, ``multiply``, ``right_shift``,
-            ``high`` (the product of a requantization: ``(2 * a * value + 2**31) >> 32``), ``low``
-            (the same without the addend), ``halve_up`` (a right shift that rounds halves upwards),
-            ``halve_away`` (away from zero), ``at_least``, ``at_most``.
-        args: the operands.
-        value: the number.
-    """
-
-    op: Literal[
-        "input",
-        "add",
-        "subtract",
-        "add_number",
-        "multiply",
-        "right_shift",
-        "high",
-        "low",
-        "halve_up",
-        "halve_away",
-        "at_least",
-        "at_most",
-    ]
-    args: tuple[Node, ...] = ()
-    value: int = 0
-
-    @cached_property
-    def interval(self) -> tuple[int, int]:
-        """The least and the greatest number that it can be."""
-        if self.op == "input":
-            return -128, 127
-        low, high = self.args[0].interval
-        v = self.value
-        if self.op in ("add", "subtract"):
-            other = self.args[1].interval
-            if self.op == "subtract":
-                other = -other[1], -other[0]
-            return low + other[0], high + other[1]
-        if self.op == "at_least":
-            return max(low, v), max(high, v)
-        if self.op == "at_most":
-            return min(low, v), min(high, v)
-        ends = sorted(map(self._of_number, (low, high)))
-        return ends[0], ends[1]
-
-    def _of_number(self, a: int) -> int:
-        """Give the result for one operand; all of these rise or fall with it."""
-        v = self.value
-        if self.op == "add_number":
-            return a + v
-        if self.op == "multiply":
-            return a * v
-        if self.op == "right_shift":
-            return a >> v
-        if self.op == "high":
-            return (2 * a * v + _INT32) >> 32
-        if self.op == "low":
-            return (a * v) >> 31
-        half = (1 << v) >> 1
-        if self.op == "halve_up":
-            return (a + half) >> v
-        return (a + half - (a < 0)) >> v
-
-    def walk(self) -> Iterator[Node]:
-        """Give the tree's nodes, operands first."""
-        for arg in self.args:
-            yield from arg.walk()
-        yield self
-
-
-@dataclass(frozen=True)
-class Elementwise:
-    """A tree whose root is stored as int8.
-
-    Attributes:
-        root: an int32 within the limits of int8.
-        inputs: how many tensors of int8 there are.
-        size: elements of each of them, and of the output.
-    """
-
-    root: Node
-    inputs: int
-    size: int
 
 
 class VectorElements:
@@ -120,6 +30,7 @@ class VectorElements:
 
     layout = "mve"
     scratch_bytes = 0
+    arrays: tuple[NDArray[Any], ...] = ()
 
     def __init__(self, tree: Elementwise) -> None:
         self.tree = tree
@@ -130,16 +41,8 @@ class VectorElements:
         """Say why the tree cannot be computed this way, or None."""
         if tree.inputs > 3:
             return "it has more than three inputs"
-        for node in tree.root.walk():
-            low, high = node.interval
-            if node.op == "halve_away":  # one is taken off before
-                low = min(low, node.args[0].interval[0] - 1)
-            if low < -_INT32 or high >= _INT32:
-                return "a number could leave int32"
-            if node.op in ("right_shift", "halve_up", "halve_away") and not 0 <= node.value < 32:
-                return "a shift is not between 0 and 31"
-            if not -_INT32 <= node.value < _INT32:
-                return "a constant is no int32"
+        if (why := tree.root.overflow) is not None:
+            return why
         if tree.root.interval[0] < -128 or tree.root.interval[1] > 127:
             return "its result could leave int8"
         if _depth(tree.root) + tree.inputs > _VECTORS:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
+from tvm_compress.targets.mcu.integer_steps import ChannelSums
 from tvm_compress.targets.mcu.mve.assembler import VectorAssembler
 
-__all__ = ["ChannelSums", "VectorSums"]
+__all__ = ["VectorSums"]
 
 _UNROLL = 4
-
-
-@dataclass(frozen=True)
-class ChannelSums:
-    """Sums int8 (pixels, channels) to int32 (channels,)."""
-
-    pixels: int
-    channels: int
 
 
 class VectorSums:
@@ -25,6 +20,7 @@ class VectorSums:
 
     layout = "mve"
     scratch_bytes = 0
+    arrays: tuple[NDArray[Any], ...] = ()
 
     def __init__(self, sums: ChannelSums) -> None:
         self.sums = sums

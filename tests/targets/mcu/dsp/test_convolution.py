@@ -54,6 +54,10 @@ _SHAPES: dict[str, Geometry] = {
     "padded to the right alone": geometry((5, 5), 6, 3, (2, 4), after=(1, 3)),
     "padded more than a window": geometry((3, 3), 4, 3, (3, 3), before=(5, 4)),
     "dilated rows": geometry((9, 5), 6, 5, (3, 2), (2, 1), (2, 1), dilation=(2, 1)),
+    "dilated columns": geometry((6, 9), 4, 5, (3, 3), (1, 1), (2, 2), dilation=(2, 2)),
+    "dilated columns, odd channels": geometry(
+        (3, 12), 3, 4, (2, 3), (1, 2), (0, 1), dilation=(1, 3)
+    ),
     "stride of the window": geometry((8, 8), 4, 5, (2, 2), (2, 2)),
     "wide strides": geometry((9, 23), 2, 3, (3, 2), (3, 7)),
     "one row high": geometry((1, 11), 6, 5, (1, 3), (1, 2), (0, 1)),
@@ -153,7 +157,7 @@ def test_any_layer(data: st.DataObject) -> None:
     window = data.draw(st.booleans())
     kernel = (draw(1, 4), draw(1, 4)) if window else (1, 1)
     strides = (draw(1, kernel[0] if kernel != (1, 1) else 3), draw(1, 3))
-    dilation = (draw(1, 2), 1)
+    dilation = (draw(1, 2), draw(1, 3))
     before, after = (
         ((draw(0, kernel[0]), draw(0, kernel[1])) if kernel != (1, 1) else (0, 0)) for _ in range(2)
     )
@@ -271,7 +275,6 @@ def _refused() -> dict[str, tuple[IntegerLayer, str]]:
         "groups": (_with(window, groups=2), "it is grouped"),
         "channels": (_with(window, channels_last=False), "its channels come first"),
         "outputs": (many, "it has too many output channels"),
-        "dilation": (_with(window, dilation=(1, 2)), "its columns are dilated"),
         "padding": (layer(geometry((6, 6), 4, 4, before=(1, 0)), chance), bare),
         "padding below": (layer(geometry((6, 6), 4, 4, after=(1, 0)), chance), bare),
         "padding to the right": (layer(geometry((6, 6), 4, 4, after=(0, 1)), chance), bare),

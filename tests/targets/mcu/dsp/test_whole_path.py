@@ -44,7 +44,7 @@ _LAYERS: dict[str, Layer] = {
         (1, 9, 5, 6), (5, 6, 3, 2), "conv2d (paired)", pad=(2, 0, 2, 1), dilation=(2, 1)
     ),
     "dilated columns": Layer(
-        (1, 5, 9, 4), (5, 4, 3, 3), "conv2d (dense)", pad=(1, 2, 1, 2), dilation=(1, 2)
+        (1, 5, 9, 4), (5, 4, 3, 3), "conv2d (paired)", pad=(1, 2, 1, 2), dilation=(1, 2)
     ),
     "1-D": Layer((1, 20, 6), (5, 6, 4), "conv1d (paired)", strides=(1, 2), layout="NWC"),
     "1-D padded": Layer((1, 9, 6), (5, 6, 3), "conv1d (paired)", pad=(0, 1, 0, 1), layout="NWC"),

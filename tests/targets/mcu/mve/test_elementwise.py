@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from tests.targets.mcu.mve.machine import Case, check
 from tests.targets.mcu.mve.test_convolution import TOOLS
-from tvm_compress.targets.mcu.mve.elementwise import Elementwise, Node, VectorElements
-from tvm_compress.targets.mcu.mve.pooling import ChannelSums, VectorSums
+from tvm_compress.targets.mcu.integer_steps import ChannelSums, Elementwise, Node
+from tvm_compress.targets.mcu.mve.elementwise import VectorElements
+from tvm_compress.targets.mcu.mve.pooling import VectorSums
 
 Array = NDArray[Any]
 X, Y, Z = (Node("input", (), i) for i in range(3))
