@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 
 VENV_PYTHON := .venv/bin/python
 # Figures that a benchmark holds are checked; BENCH=name runs one, BENCH_FLAGS=--write-docs writes.
-BENCH ?= $(filter-out common lenet,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+BENCH ?= $(filter-out common lenet mcu_data mcu_recipes,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 BENCH_FLAGS ?= --check
 FUZZ_SECONDS ?= 3600
 # The minute of fuzzing in the tests repeats, so that a failure is the change's; `make fuzz` varies.

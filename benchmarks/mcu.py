@@ -131,7 +131,11 @@ def judge(
     """Compare a compressed network with the int8 network on the scoring inputs."""
     got = answers(small, data.scoring)
     if not data.reconstructs:
-        return {"agreement": float((got.argmax(-1) == expected.argmax(-1)).mean())}
+        found = {"agreement": float((got.argmax(-1) == expected.argmax(-1)).mean())}
+        if data.labels is not None:
+            found["accuracy"] = float((got.argmax(-1) == data.labels).mean())
+            found["accuracy_int8"] = float((expected.argmax(-1) == data.labels).mean())
+        return found
     (source,) = qdq.input_parameters(mod).values()
     real = (data.scoring.astype(np.float64) - source.zero_point) * source.scale
 
@@ -221,6 +225,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         ratio = row["ratios"]
         if "agreement" in row:
             answer = f"{row['agreement']:.1%} equal"
+            if "accuracy" in row:
+                answer += f", {row['accuracy']:.1%} right (int8 {row['accuracy_int8']:.1%})"
         elif "error" in row:
             answer = f"error x {row['error']:.3f}"
         else:
@@ -249,10 +255,9 @@ def layers(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         for layer in row["layers"]:
-            lines.append(
-                [row["network"], row["form"], layer["name"], layer["kind"]]
-                + [f"{layer['instructions']:,}", f"{layer['model_cycles'] or 0:,}"]
-            )
+            counts = (layer["instructions"], layer["model_cycles"] or 0)
+            names = (row["network"], row["form"], layer["name"], layer["kind"])
+            lines.append([*names, *(f"{count:,}" for count in counts)])
     return markdown_table(
         ["network", "form", "layer", "kernel", "instructions", "model cycles"], lines
     )

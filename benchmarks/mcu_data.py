@@ -23,12 +23,14 @@ _FRAMES = 5  # of a clip in one input of the autoencoder
 class Samples:
     """int8 inputs (N, ...): ``tuning`` may be looked at, ``scoring`` judges alone.
 
-    ``reconstructs`` says that the network's output is held against its input.
+    ``reconstructs`` says that the network's output is held against its input; ``labels`` are the
+    classes of the scoring inputs, where they are known.
     """
 
     tuning: NDArray[np.int8]
     scoring: NDArray[np.int8]
     reconstructs: bool = False
+    labels: NDArray[Any] | None = None
 
 
 def _shared() -> Path:
@@ -68,9 +70,10 @@ def samples(name: str) -> Samples:
         images = np.load(folder / "mlperf_tiny" / "vww_coco_96_train128.npz")["image"]
         return _halves(_pixels(images))
     if name.startswith("ic"):
-        train = _jpeg(folder / "datasets" / "cifar10_jpeg_train20000.npz", 4000)
-        test = _jpeg(folder / "datasets" / "cifar10_jpeg_test_a5000.npz", 1000)
-        return Samples(_pixels(train), _pixels(test))
+        train = _jpeg(folder / "datasets" / "cifar10_jpeg_train20000.npz", 10000)
+        path = folder / "datasets" / "cifar10_jpeg_test_a5000.npz"
+        labels = np.load(path)["label"]
+        return Samples(_pixels(train), _pixels(_jpeg(path, len(labels))), labels=labels)
     clip = folder / "mlperf_tiny" / "ad01_normal_id_01_00000000_logmel.bin"
     frames = np.fromfile(clip, "<f4").reshape(-1, 128)
     windows = np.stack([frames[i : i + _FRAMES].ravel() for i in range(len(frames) - _FRAMES + 1)])

@@ -87,6 +87,78 @@ def test_pruning_is_near_the_best_of_all_choices() -> None:
     assert np.median(plain) > 2 * np.median(ratios)
 
 
+def _numbers(shape: tuple[int, int], outputs: int, inputs: int) -> Array:
+    """Blocks of neighbouring rows and columns, numbered from 0 on."""
+    rows, columns = np.indices(shape)
+    return np.asarray(rows // outputs * -(-shape[1] // inputs) + columns // inputs)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.floats(0, 1),
+)
+@settings(max_examples=60)
+def test_whole_blocks_go_and_exactly_as_many_as_asked(
+    seed: int, rows: int, columns: int, outputs: int, inputs: int, share: float
+) -> None:
+    weight, _, gram = layer(seed, rows, columns)
+    blocks = _numbers(weight.shape, outputs, inputs)
+    count = int(blocks.max()) + 1
+    drop = round(share * count)
+    before = weight.copy()
+    stays = solve.prune_blocks(weight, solve.damped(gram, 0.01), drop, blocks)
+    np.testing.assert_array_equal(weight, before)
+    assert stays.dtype == np.bool_ and stays.shape == weight.shape
+    kept = [set(stays[blocks == number].tolist()) for number in range(count)]
+    assert all(len(values) == 1 for values in kept)
+    assert sum(values == {False} for values in kept) == drop
+
+
+def test_blocks_of_independent_inputs_go_by_magnitude_times_input() -> None:
+    weight = np.array([[1.0, -2.0, 3.0, 0.5], [1.0, 0.0, 9.0, -1.0]])
+    gram = np.diag([100.0, 1.0, 0.01, 4.0])  # costs of pairs: 104, 1.09; 100, 4.81
+    blocks = np.array([[0, 0, 1, 1], [2, 2, 3, 3]])
+    for drop, gone in ((0, ()), (1, (1,)), (2, (1, 3)), (3, (1, 2, 3)), (4, (0, 1, 2, 3))):
+        stays = solve.prune_blocks(weight, gram, drop, blocks)
+        np.testing.assert_array_equal(stays, ~np.isin(blocks, gone))
+
+
+def test_pruning_blocks_is_near_the_best_of_all_choices_and_better_than_by_magnitude() -> None:
+    ratios, plain = [], []
+    for seed in range(20):
+        weight, _, gram = layer(seed, 2, 12)
+        blocks = _numbers(weight.shape, 2, 2)
+
+        def error(gone: Any, weight: Array = weight, gram: Array = gram) -> float:
+            stays = ~np.isin(blocks, gone)  # noqa: B023
+            return solve.output_error(solve.refit_rows(weight, gram, stays) - weight, gram)
+
+        best = min(error(gone) for gone in combinations(range(6), 3))
+        stays = solve.prune_blocks(weight, gram, 3, blocks)
+        ratios.append(error(np.unique(blocks[~stays])) / best)
+        norms = np.bincount(blocks.ravel(), (weight**2).ravel())
+        plain.append(error(np.argsort(norms)[:3]) / best)
+    assert min(ratios) >= 1 - 1e-9
+    assert np.median(ratios) < 1.5
+    # Both are refitted: it is the choice alone that differs.
+    assert np.mean(np.log(ratios)) < np.mean(np.log(plain)) / 2
+
+
+def test_later_blocks_are_chosen_by_refitted_weights() -> None:
+    """Of two inputs that are nearly one each alone is worth nothing, and both are worth most."""
+    gram = np.eye(8) * 0.5
+    gram[0, 0] = gram[1, 1] = 1.0
+    gram[0, 1] = gram[1, 0] = 0.999
+    weight = np.array([[2.0, 2.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]])
+    stays = solve.prune_blocks(weight, gram, 4, np.arange(8)[None])
+    assert stays[0, :2].sum() == 1
+    np.testing.assert_array_equal(stays[0, 2:], [False, False, False, True, True, True])
+
+
 def test_sharing_is_near_the_best_of_all_codes() -> None:
     centroids = np.array([0.0, -1.0, 0.2, 1.3])
     ratios, plain = [], []

@@ -124,7 +124,7 @@ class Node:
         half = (1 << v) >> 1
         if self.op == "halve_up":
             return (a + half) >> v
-        return (a + half - (a < 0)) >> v
+        return (a + half - (a < 0 < v)) >> v
 
     def of(self, leaf: int) -> int:
         """Give the tree's number where its one leaf has this one."""

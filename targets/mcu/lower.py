@@ -23,7 +23,7 @@ from tvm_compress import edge, ir
 from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
 from tvm_compress.ops import CODEBOOK
 from tvm_compress.passes.channels_last import ChannelsLast
-from tvm_compress.targets.mcu.dsp import Preference, dsp_kernels, dsp_takes_sum
+from tvm_compress.targets.mcu.dsp import Preference, dsp_kernel, dsp_kernels, dsp_takes_sum
 from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
@@ -123,7 +123,10 @@ def lower(
         fuse.take_kernels(lambda layers: dsp_kernels(layers, preference))
         fuse.take_steps(find_dsp_steps(mod, preference.byte_cost))
     if mve:
-        fuse.take_kernels(lambda layers: [mve_kernel(layer) for layer, _ in layers])
+        # A core with MVE has the DSP extension too.
+        fuse.take_kernels(
+            lambda layers: [mve_kernel(layer) or dsp_kernel(layer) for layer, _ in layers]
+        )
         fuse.take_steps(find_vector_groups(mod))
     mod = write_parts(fuse.run())
     passes = [

@@ -37,7 +37,7 @@ __all__ = ["Lifetime", "MemoryPlan", "live_bytes", "live_set_bound", "plan_memor
 # the local search and by the choice of pairs. Together about 0.6 s of Python.
 _BRANCH_WORK = 100_000
 _LOCAL_WORK = 600_000
-_LEVEL_WORK = 600_000
+_PAIRS_WORK = 1_000_000
 
 # The branch and bound recurses once a tensor; beyond this its few branches would tell nothing.
 _BRANCH_TENSORS = 300
@@ -223,20 +223,34 @@ def _pairs_that_pack(
 
     The least peak needs the pairs of all steps at which more would be live without them. But
     blocks are harder to pack than single tensors, and one long block may be harder than its parts:
-    so pairs of further steps are tried too, those with the most bytes live first.
+    so pairs of further steps are tried too, those with the most bytes live first, and then single
+    ones are given up or taken.
     """
     levels = {live[pair.step] - 1 for pair in pairs if live[pair.step] <= bound}
     tried = [bound, *sorted(levels, reverse=True)]
     chosen: Sequence[_Over] = ()
-    least, at = _OPEN, 0
-    while at < len(tried) and least > bound:
-        taken = [pair for pair in pairs if live[pair.step] > tried[at]]
+    least, at, work = _OPEN, 0, _PAIRS_WORK
+
+    def arena_of(taken: Sequence[_Over]) -> int:
+        nonlocal work
         problem = _Problem(_blocks(lifetimes, taken, alignment))
         arenas = [problem.arena(offsets) for _, offsets in _greedy(problem)]
-        if min(arenas) < least:
-            chosen, least = taken, min(arenas)
+        work -= len(arenas) * problem.work_of_placing
+        return min(arenas)
+
+    while at < len(tried) and least > bound:
+        before = work
+        taken = [pair for pair in pairs if live[pair.step] > tried[at]]
+        if (arena := arena_of(taken)) < least:
+            chosen, least = taken, arena
         # Of many levels some are left out, so that the work stays within bounds.
-        at += 1 + len(tried) * len(arenas) * problem.work_of_placing // _LEVEL_WORK
+        at += 1 + 2 * len(tried) * (before - work) // _PAIRS_WORK
+    chance = random.Random(0)
+    while pairs and work > 0 and least > bound:
+        flipped = chance.sample(pairs, min(len(pairs), chance.choice((1, 1, 2))))
+        taken = [pair for pair in pairs if (pair in chosen) != (pair in flipped)]
+        if (arena := arena_of(taken)) <= least:
+            chosen, least = taken, arena
     return chosen
 
 

@@ -15,18 +15,27 @@ from tvm_compress.passes.block_prune import keep_blocks
 
 
 @given(
-    st.integers(1, 4), st.integers(1, 13), st.integers(1, 5), st.floats(0, 1), st.integers(0, 999)
+    st.integers(1, 7),
+    st.integers(1, 13),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.floats(0, 1),
+    st.integers(0, 999),
 )
 def test_the_blocks_of_smallest_norm_go(
-    outputs: int, inputs: int, block: int, sparsity: float, seed: int
+    outputs: int, inputs: int, block: int, height: int, sparsity: float, seed: int
 ) -> None:
     rows = np.random.default_rng(seed).integers(-2, 3, (outputs, inputs)).astype(np.float32)
     before = rows.copy()
-    kept = keep_blocks(rows, sparsity, block)
+    kept = keep_blocks(rows, sparsity, block, height)
     np.testing.assert_array_equal(rows, before)
-    blocks = [(o, slice(i, i + block)) for o in range(outputs) for i in range(0, inputs, block)]
+    blocks = [
+        (slice(o, o + height), slice(i, i + block))
+        for o in range(0, outputs, height)
+        for i in range(0, inputs, block)
+    ]
     # Squares of small whole numbers are exact, so the order has no rounding in it.
-    norm = [sum(int(v) ** 2 for v in rows[place]) for place in blocks]
+    norm = [sum(int(v) ** 2 for v in rows[place].ravel()) for place in blocks]
     order = sorted(range(len(blocks)), key=lambda i: (norm[i], -i))
     gone = set(order[: round(sparsity * len(blocks))])
     for number, place in enumerate(blocks):
@@ -53,6 +62,24 @@ def test_in_a_network_blocks_lie_along_the_inputs() -> None:
     np.testing.assert_array_equal(after["conv_bias"], values(conv_net())["conv_bias"])
 
 
+def test_in_a_network_blocks_span_neighbouring_outputs() -> None:
+    after = values(BlockPrune(0.5, block=2, outputs=2)(conv_net()))
+    for name, dense in (("fc_weight", FC.T), ("conv_weight", CONV)):
+        made = after[name].T if name == "fc_weight" else after[name]
+        rows, kept = (np.moveaxis(v, 1, -1).reshape(-1, v.shape[1]) for v in (dense, made))
+        taps = len(rows) // len(dense)
+        blocks = []
+        for first in range(0, len(dense), 2):
+            for tap in range(taps):
+                for column in range(0, rows.shape[1], 2):
+                    lines = [o * taps + tap for o in range(first, min(first + 2, len(dense)))]
+                    blocks.append((lines, slice(column, column + 2)))
+        alive = [bool(kept[place].any()) for place in blocks]
+        assert len(alive) - sum(alive) == round(0.5 * len(blocks)), name
+        for place, lives in zip(blocks, alive, strict=True):
+            np.testing.assert_array_equal(kept[place], rows[place] * lives)
+
+
 def test_first_last_and_patterns() -> None:
     after = values(BlockPrune(1.0, first=0.0)(conv_net()))
     np.testing.assert_array_equal(after["conv_weight"], CONV)
@@ -74,6 +101,11 @@ def test_refuses_options_outside_their_range() -> None:
         BlockPrune(block=0)
     assert str(caught.value) == (
         "block-prune: a block has 0 inputs; expected a whole number from 1 on."
+    )
+    with pytest.raises(OptionError) as caught:
+        BlockPrune(outputs=-1)
+    assert str(caught.value) == (
+        "block-prune: a block has -1 outputs; expected a whole number from 1 on."
     )
     for options in ({"sparsity": 1.5}, {"layers": {"a": 1.5}}, {"first": 1.5}, {"last": 1.5}):
         with pytest.raises(OptionError) as caught:

@@ -16,7 +16,7 @@ from examples.digits.data import DigitsSplit
 from tests.training.nets import dense_net, module
 from tvm_compress import ir
 from tvm_compress.errors import OptionError, PassError
-from tvm_compress.passes import Prune, Reconstruct, RemoveChannels, ShareWeights
+from tvm_compress.passes import BlockPrune, Prune, Reconstruct, RemoveChannels, ShareWeights
 from tvm_compress.targets import reference
 
 Array = NDArray[Any]
@@ -77,6 +77,62 @@ def test_small_layers_and_patterns() -> None:
     first, second = (ir.parameters(made)[name] for name in ("w1", "w2"))
     assert first.centroids is not None and first.centroids.size == 2
     assert (second.codes == 0).sum() == 6
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (1, 2), (3, 2), (4, 3)])
+@pytest.mark.parametrize("bits", [0, 3])
+def test_blocks_go_whole(inputs: int, outputs: int, bits: int) -> None:
+    options: dict[str, Any] = {"small": 0.0, "block": inputs, "outputs": outputs}
+    made = Reconstruct(0.5, bits, **options).on(X)(dense_net())
+    for name, weight in ir.weights(made).items():
+        value = weight.parameter.value  # (inputs, outputs)
+        blocks = [
+            value[i : i + inputs, o : o + outputs]
+            for i in range(0, value.shape[0], inputs)
+            for o in range(0, value.shape[1], outputs)
+        ]
+        gone = [block for block in blocks if not block.any()]
+        assert len(gone) == round(0.5 * len(blocks)), name
+        assert (value == 0).sum() == sum(block.size for block in gone)
+        assert weight.parameter.shared == bool(bits)
+
+
+def test_blocks_of_a_convolution_lie_at_one_place_of_the_window() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(12, 4, 6, 6)).astype(np.float32)
+    weight = rng.normal(size=(4, 4, 3, 3)).astype(np.float32)
+    mod = tc.load(module({"x": (1, 4, 6, 6)}, {"w": weight}, op.nn.conv2d))
+    made = Reconstruct(0.5, 0, small=0.0, block=4, outputs=2).on(x)(mod)
+    places = ir.parameters(made)["w"].value.reshape(2, 2, 4, 3, 3)
+    alive = (places != 0).any(axis=(1, 2))
+    assert alive.sum() == 9 and ((places != 0).all(axis=(1, 2)) == alive).all()
+
+
+def test_blocks_of_single_weights_are_what_there_is_without() -> None:
+    plain, blocks = (
+        Reconstruct(0.5, 3, small=0.0, **given).on(X)(dense_net())
+        for given in ({}, {"block": 1, "outputs": 1})
+    )
+    tvm.ir.assert_structural_equal(plain, blocks)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outputs_stay_closer_than_by_blocks_of_magnitude(seed: int) -> None:
+    mod = dense_net(seed, softmax=False)
+    plain = BlockPrune(0.5, block=2, outputs=2)(mod)
+    made = Reconstruct(0.5, 0, small=0.0, damping=0.01, block=2, outputs=2).on(X)(mod)
+    assert error(made, mod) < 0.7 * error(plain, mod)
+
+
+def test_what_stays_of_the_blocks_is_least_squares() -> None:
+    weight = np.random.default_rng(2).normal(size=(6, 4)).astype(np.float32)
+    mod = tc.load(module({"x": (1, 6)}, {"w": weight}, op.matmul))
+    made = Reconstruct(0.5, 0, small=0.0, damping=1e-9, block=3, outputs=2).on(X)(mod)
+    value = ir.parameters(made)["w"].value
+    for row, given in zip(value.T, weight.T, strict=True):
+        kept = row != 0
+        best = np.linalg.lstsq(X[:, kept], X @ given, rcond=None)[0]
+        np.testing.assert_allclose(row[kept], best, rtol=1e-3, atol=1e-5)
 
 
 def test_everything_pruned() -> None:

@@ -126,18 +126,17 @@ class Convolution:
         unroll: int | None,
     ) -> tuple[str, int, int]:
         """Choose the form of the product by the instructions and the flash of the whole layer."""
-        layouts = ("paired", "blocks") if self.layer.pairable else ("wide",)
-        unrolls: tuple[int, ...] = _UNROLLS
+        forms, unrolls = Product.forms(self.layer), _UNROLLS
         if coded:
-            layouts, unrolls = layouts[:1], _UNROLLS[:1]
+            forms = [form for form in forms if form[0] in ("paired", "wide")]
+            unrolls = _UNROLLS[:1]
         elif byte_cost >= SCARCE:
             unrolls = (_SHORT_UNROLL, *_UNROLLS)
         choices = [
             (chosen, count, steps)
-            for chosen in (layouts if layout is None else (layout,))
-            for count in ((1, 2, 3) if pixels is None else (pixels,))
+            for chosen, count in forms
             for steps in (unrolls if unroll is None else (unroll,))
-            if count <= self.g.out_size[1]
+            if count <= self.g.out_size[1] and layout in (None, chosen) and pixels in (None, count)
         ]
 
         def cost(choice: tuple[str, int, int]) -> float:
@@ -264,7 +263,7 @@ class Convolution:
         for name in (
             *("x", "stream", "ring", "tile", "tile_end", "rest_end"),
             *("end", "out", "part", "count", "tiles", "rows", "column"),
-            *("shared", "shared1", "shared2", "y", "residual", "tables"),
+            *("shared", "shared1", "shared2", "y", "residual", "tables", "table"),
         ):
             self._frame[name] = 4 * len(self._frame)
         if self.product.coded:
@@ -291,6 +290,10 @@ class Convolution:
             out.add("r4", "r3", self._sum_place, "r5")
             self._save("r4", "out")
         stream = f"r{parameters.index('stream')}"
+        if self.product.table_words:
+            self._save(stream, "table")
+            out.add(stream, stream, 4 * self.product.table_words)
+            self._save(stream, "stream")
         out.add("r4", "r3", self.ring_bytes, "r5")
         self._save("r4", "tile")
         for _, product in self._tiles:

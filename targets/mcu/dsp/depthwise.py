@@ -13,6 +13,7 @@ moved. An input is read before any output takes its place: the layer may run in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -148,19 +149,20 @@ class Depthwise:
                     word(r[a], r[b]) for r in taps for step in self._steps for a, b in step.words
                 ]
             else:
-                words += [word(r[0], r[1]) for r in rows]
-            if self.streamed:
-                pass
-            elif self.step == 1:
-                words += [word(r[1], r[2]) for r in rows]
-            else:
-                last = [r[2] for r in rows] + [0]
-                words += [word(last[i], last[i + 1]) for i in range(0, len(rows), 2)]
+                words += self._in_registers(rows, word)
             multiplier, addend, *shift = constants.words(channel)
             words.append(int(layer.bias[channel]))
             words.append((shift[0] if shift else 0) + ((self._rounds - 1) << 8))
             words += [multiplier, addend]
         return np.asarray([w & 0xFFFFFFFF for w in words], np.uint32)
+
+    def _in_registers(self, rows: Array, word: Callable[[int, int], int]) -> list[int]:
+        """Give the words of weights that stay in registers."""
+        words = [word(r[0], r[1]) for r in rows]
+        if self.step == 1:
+            return words + [word(r[1], r[2]) for r in rows]
+        last = [r[2] for r in rows] + [0]
+        return words + [word(last[i], last[i + 1]) for i in range(0, len(rows), 2)]
 
     @property
     def _pairs(self) -> int:
@@ -182,21 +184,12 @@ class Depthwise:
         out, g = self.out, self.g
         names = [
             *("constants", "addend", "x", "y", "stream", "planes", "count", "rows", "channel"),
-            *(
-                "row",
-                "group",
-                "from",
-                "plane",
-                "to",
-                "strip",
-                "place",
-                "loop",
-                "weights",
-                "multiple",
-            ),
+            *("row", "group", "from", "plane", "to", "strip", "place", "loop"),
         ]
         self._frame = {name: 4 * i for i, name in enumerate(names)}
-        size = -(-len(names) // 2) * 8
+        # What transposes rows is not needed while they are convolved.
+        self._frame |= {"multiple": self._frame["rows"], "weights": self._frame["place"]}
+        size = 4 * len(names)
         out.op("push {r4-r11, lr}", f"sub sp, sp, #{size + 4}")
         for register, name in (("r0", "x"), ("r1", "stream"), ("r2", "y"), ("r3", "planes")):
             self._save(register, name)

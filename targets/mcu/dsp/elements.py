@@ -1,4 +1,4 @@
-"""Elementwise steps between layers: sums of two tensors, functions of one byte, and uint8 borders."""
+"""Elementwise steps between layers: sums of two tensors, functions of one byte, uint8 borders."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A tile is two output channels (a *pair*) with up to three pixels, or two pairs with one pixel. Its
 pixels lie widened to 16 bits in a small buffer, its weights in a stream in the order of use:
 for each round of channels the biases, the weights and the constants of requantization. A *step* is
-two inputs: one word of a pixel, one word of a pair's weights. Three ways to lay out weights:
+two inputs: one word of a pixel, one word of a pair's weights. Four ways to lay out weights:
 
 - ``paired``: two channels in a halfword (:mod:`tvm_compress.layouts.paired`): one byte a weight;
   a word is unpacked once for all pixels of the tile.
@@ -11,6 +11,8 @@ two inputs: one word of a pixel, one word of a pair's weights. Three ways to lay
 - ``blocks``: as ``paired``, but of blocks of four inputs only those that are not zero in all
   channels of the round. Four blocks follow a word with four bytes: how far the pixels' pointer
   moves on to each. A block of 8 weights of a pair costs two instructions more than in ``paired``.
+- ``codes``: half a byte a weight where a layer has at most 16 different ones. A byte holds the codes
+  of two channels and is the place of their halfword in a table in front of the stream.
 
 The weights of the first two may be coded: then they are no part of the stream, but are decoded into
 a buffer a piece at a time.
@@ -36,7 +38,7 @@ __all__ = ["LAYOUTS", "Product"]
 
 Array = NDArray[Any]
 
-LAYOUTS = ("paired", "wide", "blocks")
+LAYOUTS = ("paired", "wide", "blocks", "codes")
 _ALL = ("r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr")
 # What a call does not keep.
 _LOST = ("r0", "r1", "r2", "r3", "r12", "lr")
@@ -44,6 +46,9 @@ _LOST = ("r0", "r1", "r2", "r3", "r12", "lr")
 _BLOCKS = 4
 # Halfwords that are decoded at a time: little memory, and a call costs little beside them.
 _PIECE = 64
+_CODES = 16
+# Words of the table of pairs of codes.
+_TABLE_WORDS = _CODES * _CODES // 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class _Tile:
     w_steps: int
     wide: bool = False
     blocks: bool = False
+    codes: bool = False
 
     @property
     def steps(self) -> int:
@@ -73,7 +79,8 @@ class _Tile:
 
         sums = take(2 * self.pixels * self.pairs)
         x = take(self.pixels * self.x_steps)
-        w = take(self.pairs * self.w_steps * (2 if self.wide else 1))
+        # The word of codes, two looked up and the table; or the words of a load.
+        w = take(4 if self.codes else self.pairs * self.w_steps * (2 if self.wide else 1))
         xp, wp = take(2)
         return sums, x, w, xp, wp
 
@@ -89,6 +96,8 @@ _TILES = {
     ("blocks", 3): _Tile(3, 1, 1, 2, blocks=True),
     ("blocks", 2): _Tile(2, 1, 2, 2, blocks=True),
     ("blocks", 1): _Tile(1, 2, 2, 2, blocks=True),
+    ("codes", 2): _Tile(2, 1, 2, 2, codes=True),
+    ("codes", 1): _Tile(1, 2, 2, 1, codes=True),
 }
 
 
@@ -102,7 +111,8 @@ class Product:
         layout: how the weights lie, one of ``LAYOUTS``.
         unroll: steps in one round of the loop over inputs.
         coded: whether weights are no part of the stream but decoded piece by piece, see
-            :mod:`tvm_compress.targets.mcu.dsp.coded`. Not for ``blocks``; nothing is unrolled then.
+            :mod:`tvm_compress.targets.mcu.dsp.coded`. For ``paired`` and ``wide`` alone; nothing
+            is unrolled then.
     """
 
     def __init__(
@@ -114,7 +124,7 @@ class Product:
         unroll: int,
         coded: bool = False,
     ) -> None:
-        assert not (coded and layout == "blocks")
+        assert not (coded and layout in ("blocks", "codes"))
         self.coded = coded
         self.layer, self.layout, self.unroll = layer, layout, unroll
         self.tile = _TILES[layout, pixels]
@@ -124,6 +134,17 @@ class Product:
         self.steps = -(-steps // self.tile.steps) * self.tile.steps
         self._order = np.asarray([*order, *[-1] * (2 * self.steps - len(order))])
         self._outputs = layer.geometry.outputs
+
+    @staticmethod
+    def forms(layer: IntegerLayer) -> list[tuple[str, int]]:
+        """Give the layouts and pixels that a layer's weights can have."""
+        if not layer.pairable:
+            layouts: tuple[str, ...] = ("wide",)
+        elif len(np.union1d(layer.weights, 0)) <= _CODES:
+            layouts = ("paired", "blocks", "codes")
+        else:
+            layouts = ("paired", "blocks")
+        return [form for form in _TILES if form[0] in layouts]
 
     def rest(self, pixels: int) -> Product:
         """Give the product of the pixels that are left of a row; it reads the same stream."""
@@ -149,13 +170,12 @@ class Product:
     @property
     def stream(self) -> Array:
         """The words that a tile reads one after the other, uint32."""
-        return np.concatenate(
-            [
-                _words(part)
-                for biases, weights, constants in self._rounds()
-                for part in (biases, [] if self.coded else weights, constants)
-            ]
-        )
+        parts = [
+            _words(part)
+            for biases, weights, constants in self._rounds()
+            for part in (biases, [] if self.coded else weights, constants)
+        ]
+        return np.concatenate([self._table(), *parts])
 
     @cached_property
     def coded_halfwords(self) -> Array:
@@ -188,7 +208,12 @@ class Product:
     @property
     def words(self) -> int:
         """Words of the stream."""
-        return self._words_of(-(-self._outputs // (2 * self.tile.pairs)))
+        return self.table_words + self._words_of(-(-self._outputs // (2 * self.tile.pairs)))
+
+    @property
+    def table_words(self) -> int:
+        """Words of the table in front of the stream's rounds."""
+        return _TABLE_WORDS if self.tile.codes else 0
 
     @property
     def whole_words(self) -> int:
@@ -200,6 +225,8 @@ class Product:
         ends = 2 * tile.pairs * (1 + len(self.layer.requantize.own(0)))
         if self.coded:
             return whole * ends
+        if tile.codes:
+            return whole * (ends + self.steps * tile.pairs // 2)
         if not tile.blocks:
             return whole * (ends + self.steps * tile.pairs * (2 if tile.wide else 1))
         words = ends + (not self._even) + self._left
@@ -228,8 +255,15 @@ class Product:
             for first, second in zip(layer.bias[a].tolist(), layer.bias[b].tolist(), strict=True):
                 biases += [first if tile.wide else 256 * first + second, second]
             # (pairs, steps, words a step)
-            packed = np.stack([make(self._columns[i], self._columns[j]) for i, j in zip(a, b)])
-            weights = self._blocks(packed, self._kept[at]) if tile.blocks else self._dense(packed)
+            columns = [(self._columns[i], self._columns[j]) for i, j in zip(a, b, strict=True)]
+            packed = np.stack([make(*pair) for pair in columns])
+            weights: Array | list[int]
+            if tile.blocks:
+                weights = self._blocks(packed, self._kept[at])
+            elif tile.codes:
+                weights = self._codes(channels)
+            else:
+                weights = self._dense(packed)
             constants = [word for channel in channels for word in layer.requantize.own(channel)]
             yield [biases, weights, constants]
 
@@ -237,6 +271,27 @@ class Product:
         pairs, steps, words = packed.shape
         loads = packed.reshape(pairs, steps // self.tile.w_steps, self.tile.w_steps * words)
         return loads.swapaxes(0, 1).reshape(-1)
+
+    @cached_property
+    def _values(self) -> Array:
+        """The different weights; the buffer's padding takes 0."""
+        return np.union1d(self.layer.weights, 0)
+
+    def _table(self) -> Array:
+        """The halfword of each pair of codes, the first channel's in the low four bits."""
+        if not self.tile.codes:
+            return _words([])
+        values = np.zeros(_CODES, np.int64)
+        values[: len(self._values)] = self._values
+        halfwords = (256 * values[None, :] + values[:, None]).reshape(-1)
+        return halfwords.astype(np.uint16).view("<u4").astype(np.uint32)
+
+    def _codes(self, channels: list[int]) -> Array:
+        """The codes of a round: a byte for each input of a pair, in the order of the words."""
+        codes = np.searchsorted(self._values, self._columns[channels])
+        pairs = (codes[::2] | codes[1::2] << 4).reshape(self.tile.pairs, -1, 2)
+        data = np.ascontiguousarray(pairs.swapaxes(0, 1)).astype(np.uint8)
+        return data.reshape(-1).view("<u4").astype(np.uint32)
 
     @cached_property
     def _kept(self) -> list[list[int]]:
@@ -341,6 +396,8 @@ class Product:
         # A multiple load takes its registers in rising order, as the stream has them.
         assert begin == sorted(begin, key=_ALL.index)
         self._out.op(f"ldm {wp}!, {{{', '.join(begin)}}}")
+        if self.tile.codes:
+            self._load(self.tile.registers[2][3], "table")
         if self.tile.blocks:
             self._sum_blocks()
         elif self.coded:
@@ -434,8 +491,22 @@ class Product:
             if step % tile.x_steps == 0:
                 out.op(f"ldm {xp}!, {{{', '.join(x)}}}")
             if step % tile.w_steps == 0:
-                out.op(f"ldm {wp}!, {{{', '.join(w)}}}")
+                out.op(
+                    f"ldr {w[0]}, [{wp}], #4" if tile.codes else f"ldm {wp}!, {{{', '.join(w)}}}"
+                )
             self._step(step, fresh=fresh and step == 0)
+
+    def _looked_up(self, half: int) -> str:
+        """Look up the two codes of one half of a word; gives the register of the weights."""
+        word, first, second, table = self.tile.registers[2]
+        self._out.op(
+            f"uxtb {first}, {word}" + (", ror #16" if half else ""),
+            f"lsr {second}, {word}, #24" if half else f"uxtb {second}, {word}, ror #8",
+            f"ldrh {first}, [{table}, {first}, lsl #1]",
+            f"ldrh {second}, [{table}, {second}, lsl #1]",
+            f"orr {first}, {first}, {second}, lsl #16",
+        )
+        return first
 
     def _step(self, step: int, fresh: bool) -> None:
         out, tile = self._out, self.tile
@@ -443,7 +514,10 @@ class Product:
         first, second = self._sums()
         for q in range(tile.pairs):
             place = q * tile.w_steps + step % tile.w_steps
-            words = (w[2 * place], w[2 * place + 1]) if tile.wide else (w[place], w[place])
+            if tile.codes:
+                words = (self._looked_up(place),) * 2
+            else:
+                words = (w[2 * place], w[2 * place + 1]) if tile.wide else (w[place], w[place])
             for sums, weight in zip((first[q], second[q]), words, strict=True):
                 if sums is second[q] and not tile.wide:
                     out.op(f"sxtb16 {weight}, {weight}")

@@ -74,9 +74,11 @@ def _mean(var: Any, call: Any, scope: Scope) -> Step | None:
 
 def _flip(var: Any, call: Any, scope: Scope) -> Step | None:
     """Match a byte made int32, moved by 128 and made the other byte."""
-    moved = None
-    if edge.op_name(call) == "relax.astype":
-        moved = scope.inner(call.args[0], "add") or scope.inner(call.args[0], "subtract")
+    if edge.op_name(call) != "relax.astype":
+        return None
+    sign, moved = 1, scope.inner(call.args[0], "add")
+    if moved is None:
+        sign, moved = -1, scope.inner(call.args[0], "subtract")
     wide = None if moved is None else scope.inner(moved.args[0], "astype")
     if moved is None or wide is None:
         return None
@@ -84,10 +86,9 @@ def _flip(var: Any, call: Any, scope: Scope) -> Step | None:
     dtypes = (edge.dtype_of_or_none(x), edge.dtype_of(wide), edge.dtype_of(call))
     if dtypes not in (("uint8", "int32", "int8"), ("int8", "int32", "uint8")):
         return None
-    by = 0 if number is None or number.size != 1 else int(number.flat[0])
-    if by * (-1 if edge.op_name(moved) == "relax.subtract" else 1) != (
-        -128 if dtypes[0] == "uint8" else 128
-    ):
+    if number is None or number.size != 1:
+        return None
+    if sign * int(number.flat[0]) != (-128 if dtypes[0] == "uint8" else 128):
         return None
     shape = edge.static_shape(x)
     if shape is None or edge.static_shape(var) != shape:
@@ -99,8 +100,9 @@ def _flip(var: Any, call: Any, scope: Scope) -> Step | None:
 def _table(var: Any, call: Any, scope: Scope, byte_cost: float) -> Step | None:
     """Match a lookup, or a tree of one input: 256 bytes of flash in place of its arithmetic."""
     entries: Sequence[int] | Any
+    names: list[str] = []
     if edge.op_name(call) == LOOKUP and edge.dtype_of(call) == "int8":
-        x, entries, names, added = call.args[0], scope.array(call.args[1]), [], 0
+        x, entries, added = call.args[0], scope.array(call.args[1]), 0
     else:
         found = find_elements(var, call, scope)
         if found is None or len(found[0]) != 1 or found[1].root.overflow is not None:

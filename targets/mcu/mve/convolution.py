@@ -109,7 +109,8 @@ class VectorConvolution:
         if g.rank and not g.channels_last:
             return "its channels come first"
         if g.kernel == (1, 1):
-            if g.padding != (0, 0):
+            last = [(n - 1) * step for n, step in zip(g.out_size, g.strides, strict=True)]
+            if g.padding != (0, 0) or last[0] >= g.in_size[0] or last[1] >= g.in_size[1]:
                 return "it is padded without a window"
         elif g.strides[0] > (g.kernel[0] - 1) * g.dilation[0] + 1:
             return "its stride is larger than its window"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,13 @@ def geometry(
     return Geometry(**{**values, **changes})
 
 
-def depthwise(size: Pair, channels: int, kernel: Pair = (3, 3), **options: Any) -> Geometry:
-    """A depthwise convolution with one output a channel."""
-    return geometry(size, 1, channels, kernel, depthwise=True, **options)
+def depthwise(
+    size: Pair, channels: int, kernel: Pair = (3, 3), multiple: int = 1, **options: Any
+) -> Geometry:
+    """A depthwise convolution with ``multiple`` outputs a channel."""
+    g = geometry(size, 1, channels, kernel, depthwise=True, **options)
+    outputs = channels * multiple
+    return replace(g, outputs=outputs, out_shape=(*g.out_shape[:-1], outputs))
 
 
 def layer(
@@ -111,7 +116,7 @@ def sums(one: IntegerLayer, x: Array) -> Array:
             if g.groups == 1:
                 total += here @ weights[:, :, kh, kw].T
             else:
-                total += here * weights[:, 0, kh, kw]
+                total += np.repeat(here, g.outputs // g.groups, axis=-1) * weights[:, 0, kh, kw]
     return total
 
 

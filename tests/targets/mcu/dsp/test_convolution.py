@@ -17,7 +17,7 @@ from tests.targets.mcu.dsp.machine import assemble, call
 from tvm_compress.targets.mcu.dsp import dsp_kernel
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
-from tvm_compress.targets.mcu.dsp.product import LAYOUTS
+from tvm_compress.targets.mcu.dsp.product import LAYOUTS, Product
 from tvm_compress.targets.mcu.geometry import Geometry
 
 Array = NDArray[Any]
@@ -90,13 +90,49 @@ def test_every_layout_with_every_tile(largest: int, rounding: str) -> None:
     for shape in ("pointwise", "pointwise, odd channels", "3x3", "dilated rows"):
         one = layer(_SHAPES[shape], chance, rounding=rounding, largest=largest, gain=0.5)
         assert one.pairable == (largest == 127)
-        for layout in LAYOUTS:
-            if (layout == "wide") == (largest == 255):
-                for count in (1, 2, 3):
-                    kernels += [
-                        Convolution(one, unroll=u, layout=layout, pixels=count) for u in (1, 8, 48)
-                    ]
+        for layout, count in Product.forms(one):
+            kernels += [Convolution(one, unroll=u, layout=layout, pixels=count) for u in (1, 8, 48)]
+        assert {layout for layout, _ in Product.forms(one)} <= set(LAYOUTS) - {"codes"}
     check(kernels)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_codes(count: int) -> None:
+    """Half a byte a weight, of at most 16 different ones with the 0 that fills up."""
+    chance = np.random.default_rng(count)
+    kernels = []
+    for shape in (
+        "pointwise",
+        "one pixel",
+        "pointwise, odd channels",
+        "3x3",
+        "10x4 of one channel",
+    ):
+        one = layer(_SHAPES[shape], chance, rounding=chance.choice(["double", "single"]), gain=0.5)
+        values = np.append(chance.choice(np.arange(1, 128), count - 1, replace=False), 0)
+        picked = chance.choice(values * chance.choice([-1, 1], count), one.weights.shape)
+        one = replace(one, weights=picked.astype(np.int16))
+        forms = [form for form in Product.forms(one) if form[0] == "codes"]
+        assert [pixels for _, pixels in forms] == [2, 1]
+        width = one.geometry.flattened().out_size[1]
+        for layout, pixels in forms:
+            if pixels <= width:
+                kernels += [
+                    Convolution(one, unroll=u, layout=layout, pixels=pixels) for u in (1, 48)
+                ]
+    check(kernels)
+    few = layer(_SHAPES["pointwise"], chance)
+    assert len(np.unique(few.weights)) > 16
+    assert "codes" not in {layout for layout, _ in Product.forms(few)}
+
+
+def test_codes_where_flash_is_scarce() -> None:
+    chance = np.random.default_rng(4)
+    one = layer(geometry((2, 2), 64, 64), chance)
+    one = replace(one, weights=chance.choice(np.arange(-7, 9), one.weights.shape).astype(np.int16))
+    fast, small = Convolution(one, byte_cost=1.0), Convolution(one, byte_cost=1024.0)
+    assert (fast.layout, small.layout) == ("paired", "codes")
+    check([fast, small])
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.3, 0.7, 1.0])

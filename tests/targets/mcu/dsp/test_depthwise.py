@@ -34,6 +34,15 @@ _SHAPES: dict[str, Geometry] = {
     "rows of their own": depthwise((6, 5), 5, (1, 3), before=(0, 2)),
     "padded above more than a window": depthwise((4, 4), 5, (2, 3), before=(5, 3)),
     "padded below more than a window": depthwise((4, 4), 5, (2, 3), after=(4, 5)),
+    "5x5": depthwise((7, 8), 6, (5, 5), before=(2, 2)),
+    "5x5 with stride 2": depthwise((9, 8), 5, (5, 5), strides=(2, 2), before=(1, 2)),
+    "7x7": depthwise((7, 9), 4, (7, 7), before=(3, 3)),
+    "4x4": depthwise((6, 7), 4, (4, 4), before=(1, 1), after=(2, 2)),
+    "5x1": depthwise((9, 5), 5, (5, 1), before=(2, 0)),
+    "2x2 with its stride": depthwise((6, 8), 4, (2, 2), strides=(2, 2)),
+    "9x3 with stride 2": depthwise((12, 9), 3, (9, 3), strides=(3, 2), before=(4, 1)),
+    "two outputs a channel": depthwise((5, 6), 6, multiple=2, before=(1, 1)),
+    "three outputs a channel, 5x5": depthwise((6, 5), 5, (5, 5), multiple=3, before=(2, 2)),
     "256 channels": depthwise((3, 3), 256, before=(1, 1)),
     "one-dimensional": depthwise(
         (1, 9), 6, (1, 3), before=(0, 1), rank=1, in_shape=(1, 9, 6), out_shape=(1, 9, 6)
@@ -62,13 +71,15 @@ def test_any_layer(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
-    kernel = (draw(1, 3), 3)
+    kernel = (draw(1, 3), 3) if draw(0, 1) else (draw(1, 7), draw(1, 9))
     strides = (draw(1, kernel[0]), draw(1, 2))
     before, after = ((draw(0, 3), draw(0, 3)) for _ in range(2))
     size = (draw(1, 12), draw(1, 12))
     assume(all(size[i] + before[i] + after[i] >= kernel[i] for i in range(2)))
     one = layer(
-        depthwise(size, draw(2, 10), kernel, strides=strides, before=before, after=after),
+        depthwise(
+            size, draw(2, 10), kernel, draw(1, 3), strides=strides, before=before, after=after
+        ),
         np.random.default_rng(draw(0, 1 << 20)),
         rounding=data.draw(st.sampled_from(["single", "double"])),
         uniform=data.draw(st.booleans()),
@@ -137,22 +148,20 @@ def _with(one: IntegerLayer, **changes: Any) -> IntegerLayer:
 def _refused() -> dict[str, tuple[IntegerLayer, str]]:
     chance = np.random.default_rng(0)
     one = layer(_SHAPES["3x3"], chance)
-    depth = "it is not depthwise with one output a channel"
+    depth = "it is not depthwise"
     first, strange = "its channels come first", "its strides or dilation are out of the ordinary"
-    window = "its window is not 3 wide and at most 3 high"
     return {
         "batch": (_with(one, batch=2), "the batch is not 1"),
         "dense": (layer(geometry((6, 5), 4, 8, (3, 3)), chance), depth),
-        "groups": (_with(one, groups=4), depth),
+        "groups": (layer(geometry((6, 5), 2, 8, (3, 3), groups=4), chance), depth),
         "one group": (layer(depthwise((6, 5), 1), chance), depth),
         "channels": (_with(one, channels_last=False), first),
         "product": (_with(one, rank=0), first),
-        "width": (layer(depthwise((6, 5), 8, (3, 2)), chance), window),
-        "height": (layer(depthwise((6, 5), 8, (4, 3)), chance), window),
         "dilation": (_with(one, dilation=(2, 1)), strange),
         "stride": (layer(depthwise((6, 7), 8, strides=(1, 3)), chance), strange),
         "stride of rows": (layer(depthwise((6, 5), 8, (2, 3), strides=(3, 1)), chance), strange),
         "many": (layer(depthwise((2, 3), 2048, (1, 3)), chance), "it has too many channels"),
+        "high": (layer(depthwise((20, 30), 4, (18, 3)), chance), "its rows are too long"),
         "long": (layer(depthwise((3, 251), 4), chance), "its rows are too long"),
         "planes": (layer(depthwise((2, 900), 4, (1, 3)), chance), "its planes are too large"),
         "sums": (replace(one, bias=np.full(8, -(1 << 31) + 1, np.int64)), "its sums are too large"),

@@ -95,13 +95,19 @@ _LAYERS: dict[str, Layer] = {
         (1, 30, 20, 4), (4, 1, 3, 3), "depthwise_conv2d (wide)", pad=(1, 1, 1, 1), groups=4, low=-9
     ),
     "depthwise, 5x5": Layer(
-        (1, 6, 6, 4), (4, 1, 5, 5), "depthwise_conv2d (dense)", pad=(2, 2, 2, 2), groups=4
+        (1, 6, 6, 4), (4, 1, 5, 5), "depthwise_conv2d (wide)", pad=(2, 2, 2, 2), groups=4
+    ),
+    "depthwise, two outputs a channel": Layer(
+        (1, 6, 6, 4), (8, 1, 3, 3), "depthwise_conv2d (wide)", pad=(1, 1, 1, 1), groups=4
+    ),
+    "depthwise, dilated": Layer(
+        (1, 6, 6, 4), (4, 1, 3, 3), "depthwise_conv2d (dense)", groups=4, dilation=(2, 2)
     ),
     "grouped": Layer(
         (1, 5, 5, 6), (4, 3, 3, 3), "conv2d (dense)", pad=(1, 1, 1, 1), groups=2, rounding="single"
     ),
     "channels first": Layer(
-        (1, 6, 5, 5), (4, 6, 3, 3), "conv2d (dense)", pad=(1, 1, 1, 1), layout="NCHW"
+        (1, 6, 5, 5), (4, 6, 3, 3), "transpose1", pad=(1, 1, 1, 1), layout="NCHW"
     ),
     "1x1 padded below": Layer(
         (1, 4, 4, 4), (4, 4, 1, 1), "conv2d (dense)", strides=(2, 2), pad=(0, 0, 1, 1)
@@ -146,6 +152,21 @@ def test_layers_on_the_board(
     for i, (name, one) in enumerate(_LAYERS.items()):
         # Dense weights may lie in blocks too, where that costs less.
         assert kinds[f"y{i}"] in (one.kind, one.kind.replace("paired", "blocks")), name
+    assert differing(_LAYERS, built.run, right) == []
+
+
+@pytest.mark.qemu
+def test_layers_on_a_board_with_vectors(
+    layers: tvm.IRModule, right: list[dict[str, Array]]
+) -> None:
+    """What no kernel with MVE takes is computed by one for the DSP extension."""
+    built = tc.build(layers, board="mps3-an547")
+    assert isinstance(built, FirmwareArtifact)
+    kinds = {one.name: one.kind for one in built.firmware.model.layers}
+    by_name = {name: kinds[f"y{i}"] for i, name in enumerate(_LAYERS)}
+    assert by_name["depthwise"] == "depthwise_conv2d (mve)"
+    assert by_name["depthwise, 5x5"] == "depthwise_conv2d (wide)"
+    assert by_name["grouped"] == "conv2d (dense)"
     assert differing(_LAYERS, built.run, right) == []
 
 

@@ -239,6 +239,11 @@ def test_layers_of_other_kinds_are_refused_with_a_reason() -> None:
     assert refusal(of(channels_last=False)) == "its channels come first"
     padded = of(kernel=(1, 1), padding=(1, 1))
     assert refusal(padded) == "it is padded without a window"
+    # Below the image alone: no padding in front says so.
+    below = of(kernel=(1, 1), strides=(2, 2), padding=(0, 0), in_size=(4, 5), out_size=(3, 3))
+    assert refusal(below) == "it is padded without a window"
+    beside = replace(below, geometry=replace(below.geometry, in_size=(5, 4)))
+    assert refusal(beside) == "it is padded without a window"
     assert refusal(of(strides=(4, 1))) == "its stride is larger than its window"
     assert refusal(of(in_size=(4, 1 << 17))) == "its rows are too long"
     wide = replace(one, weights=np.full_like(one.weights, 255))
