@@ -369,7 +369,7 @@ def _reshape(sinker: _Sinker, name: str, call: Any) -> Any:
     blocks = None
     if source is not None and before is not None and after is not None:
         blocks = blocks_of(before, after)
-    if source is None or after is None or blocks is None:
+    if source is None or before is None or after is None or blocks is None:
         return None
     groups = []  # (axes of the source, axes of the result)
     sizes = edge.static_shape(source[0]) or ()
@@ -377,7 +377,8 @@ def _reshape(sinker: _Sinker, name: str, call: Any) -> Any:
         places = [source[1][axis] for axis in old]
         between = sizes[places[0] : places[-1] + 1]
         # What lies between them in the source may be axes of one element.
-        if places != sorted(places) or math.prod(between) != math.prod(before[a] for a in old):  # type: ignore[index]
+        count = int(np.prod([before[axis] for axis in old]))
+        if places != sorted(places) or math.prod(between) != count:
             return None
         groups.append((places[0], new))
     order = [axis for _, new in sorted(groups) for axis in new]

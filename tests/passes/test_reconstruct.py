@@ -200,6 +200,8 @@ def test_refuses_options() -> None:
         ({"sparsity": 1.5}, "the sparsity is 1.5; expected a number from 0 to 1."),
         ({"layers": {"w": -1.0}}, "the sparsity is -1.0; expected a number from 0 to 1."),
         ({"small": 2.0}, "small is 2.0; expected a number from 0 to 1."),
+        ({"block": 0}, "a block has 0 inputs; expected a whole number from 1 on."),
+        ({"outputs": -2}, "a block has -2 outputs; expected a whole number from 1 on."),
         ({"damping": 0.0}, "the damping is 0.0; expected a number above 0, such as 0.1."),
         (
             {"bits": 9},

@@ -194,7 +194,6 @@ def _encodable(value: int) -> bool:
     low = value & 0xFF
     if value in (low, low * 0x00010001, low * 0x01010101, (value >> 8 & 0xFF) * 0x01000100):
         return True
-    for shift in range(1, 25):
-        if value & ~(0xFF << shift) == 0 and value >> shift & 0x80:
-            return True
-    return False
+    return any(
+        value & ~(0xFF << shift) == 0 and value >> shift & 0x80 != 0 for shift in range(1, 25)
+    )

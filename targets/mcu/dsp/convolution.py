@@ -126,7 +126,8 @@ class Convolution:
         unroll: int | None,
     ) -> tuple[str, int, int]:
         """Choose the form of the product by the instructions and the flash of the whole layer."""
-        forms, unrolls = Product.forms(self.layer), _UNROLLS
+        forms = Product.forms(self.layer)
+        unrolls: tuple[int, ...] = _UNROLLS
         if coded:
             forms = [form for form in forms if form[0] in ("paired", "wide")]
             unrolls = _UNROLLS[:1]

@@ -11,8 +11,8 @@ two inputs: one word of a pixel, one word of a pair's weights. Four ways to lay 
 - ``blocks``: as ``paired``, but of blocks of four inputs only those that are not zero in all
   channels of the round. Four blocks follow a word with four bytes: how far the pixels' pointer
   moves on to each. A block of 8 weights of a pair costs two instructions more than in ``paired``.
-- ``codes``: half a byte a weight where a layer has at most 16 different ones. A byte holds the codes
-  of two channels and is the place of their halfword in a table in front of the stream.
+- ``codes``: half a byte a weight where a layer has at most 16 different ones. A byte holds the
+  codes of two channels and is the place of their halfword in a table in front of the stream.
 
 The weights of the first two may be coded: then they are no part of the stream, but are decoded into
 a buffer a piece at a time.

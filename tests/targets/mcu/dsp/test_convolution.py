@@ -113,13 +113,11 @@ def test_codes(count: int) -> None:
         picked = chance.choice(values * chance.choice([-1, 1], count), one.weights.shape)
         one = replace(one, weights=picked.astype(np.int16))
         forms = [form for form in Product.forms(one) if form[0] == "codes"]
-        assert [pixels for _, pixels in forms] == [2, 1]
+        assert [size for _, size in forms] == [2, 1]
         width = one.geometry.flattened().out_size[1]
-        for layout, pixels in forms:
-            if pixels <= width:
-                kernels += [
-                    Convolution(one, unroll=u, layout=layout, pixels=pixels) for u in (1, 48)
-                ]
+        for layout, size in forms:
+            if size <= width:
+                kernels += [Convolution(one, unroll=u, layout=layout, pixels=size) for u in (1, 48)]
     check(kernels)
     few = layer(_SHAPES["pointwise"], chance)
     assert len(np.unique(few.weights)) > 16
