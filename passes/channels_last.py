@@ -76,6 +76,11 @@ def _takes(call: Any) -> bool:
     return same and str(a.data_layout) in _LAST and edge.dtype_of(call.args[0]) in ("int8", "uint8")
 
 
+def _is_one_number(expr: Any) -> bool:
+    shape = edge.static_shape(expr)
+    return shape is not None and math.prod(shape) == 1
+
+
 def _inverse(axes: _Axes) -> _Axes:
     return tuple(int(axis) for axis in np.argsort(axes))
 
@@ -144,7 +149,7 @@ class _Sinker(ir.Rewriter):
         return value.args[0], tuple(axes)
 
     def transposed(self, expr: Any, axes: _Axes, name: str) -> Any:
-        """Give the transpose of a tensor, from in front of padding and of another transpose."""
+        """Give the transpose of a tensor, behind what it may stand in front of."""
         key = (expr, axes)
         if key not in self._moved:
             self._moved[key] = self._transpose(expr, axes, name)
@@ -161,7 +166,19 @@ class _Sinker(ir.Rewriter):
             inner = self.transposed(value.args[0], axes, name)
             padded = edge.with_attrs(value, [inner], pad_width=_widths(value, _inverse(axes)))
             return self.emit(padded, self._wanted.get(expr, name))
+        if self._widens(value):  # of int8 there is less to move
+            inner = self.transposed(value.args[0], axes, name)
+            made = edge.with_args(value, [inner, *value.args[1:]])
+            return self.emit(made, self._wanted.get(expr, name))
         return self.emit(relax.op.permute_dims(expr, list(axes)), f"{name}_last")
+
+    def _widens(self, value: Any) -> bool:
+        """Whether a value is int32 and computed element by element from one tensor."""
+        if edge.dtype_of_or_none(value) != "int32":
+            return False
+        if edge.op_name(value) in BINARY:
+            return _is_one_number(value.args[1])
+        return edge.op_name(value) == "relax.astype"
 
     def sunk(self, name: str, value: Any, axes: _Axes) -> Any:
         """Give the transpose of a new value."""
@@ -193,7 +210,7 @@ class _Sinker(ir.Rewriter):
 
     def beside(self, arg: Any, axes: _Axes, name: str) -> Any:
         """Give what a transposed tensor is combined with in the order of its source, or None."""
-        if not edge.is_tensor(arg) or math.prod(edge.static_shape(arg) or (0,)) == 1:
+        if not edge.is_tensor(arg) or _is_one_number(arg):
             return arg
         value = self.value(arg)
         rank = len(axes)
@@ -262,7 +279,7 @@ def _along_axis(sinker: _Sinker, name: str, call: Any) -> Any:
 
 def _one_scale(call: Any) -> bool:
     """Whether a quantize or dequantize has one scale, for which any axis will do."""
-    return all(math.prod(edge.static_shape(arg) or ()) == 1 for arg in call.args[1:])
+    return all(_is_one_number(arg) for arg in call.args[1:])
 
 
 @_rule("relax.quantize")

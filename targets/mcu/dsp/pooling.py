@@ -83,13 +83,13 @@ class Means:
         """Write all channels of one output."""
         out = self.out
         whole, rest = divmod(self.mean.windows.channels, 4)
-        with out.counted("r12", whole):
+        count = whole + (rest > 0)
+        with out.counted("r12", count):
             self._four()
             out.op("add r0, r0, #4")
-        if rest:  # it begins earlier: what is computed twice is the same
-            out.op(f"sub r0, r0, #{4 - rest}", f"sub r1, r1, #{4 - rest}")
-            self._four()
-            out.op("add r0, r0, #4")
+            if rest:  # the second four begin earlier: what is computed twice is the same
+                out.op(f"cmp r12, #{count}", "itt eq")
+                out.op(f"subeq r0, r0, #{4 - rest}", f"subeq r1, r1, #{4 - rest}")
 
     def _four(self) -> None:
         out, w = self.out, self.mean.windows
@@ -343,10 +343,11 @@ def _segments(w: Windows, axis: int) -> list[_Segment]:
         first, last = max(start, 0), min(start + w.kernel[axis], w.in_size[axis])
         size = last - first
         if found and found[-1].size == size:
+            # Windows of one size are whole, or cover all of the image, or are two at its ends: the
+            # steps between them are equal.
             old = found[-1]
             step = first - old.first if old.count == 1 else old.step
-            if first == old.first + step * old.count:
-                found[-1] = _Segment(old.first, step, old.count + 1, size)
-                continue
+            found[-1] = _Segment(old.first, step, old.count + 1, size)
+            continue
         found.append(_Segment(first, 0, 1, size))
     return found

@@ -29,11 +29,13 @@ from tvm_compress.targets.mcu.integer_steps import (
 
 __all__ = ["find_dsp_steps"]
 
-# What loops of C take for an element, about: a kernel has to be worth its code.
+# What loops of C take for an element that they read, and for all, about: a kernel has to be worth
+# its code.
 _LOOP_INSTRUCTIONS = 8
 _LOOP_BYTES = 80
-_LOOP_SUM_INSTRUCTIONS = 30
-_LOOP_SUM_BYTES = 160
+_MEAN_BYTES = 160
+_SUM_INSTRUCTIONS = 30
+_SUM_BYTES = 160
 
 
 def find_dsp_steps(mod: tvm.IRModule, byte_cost: float = 16.0) -> dict[str, Step]:
@@ -42,37 +44,46 @@ def find_dsp_steps(mod: tvm.IRModule, byte_cost: float = 16.0) -> dict[str, Step
     ``byte_cost`` is how many instructions of an inference a byte of flash is worth.
     """
     scope = Scope(mod)
-    steps: dict[str, Step] = {}
+    found: dict[str, tuple[Step, float, int]] = {}
     for var, call in scope.calls():
-        step = (
+        one = (
             _mean(var, call, scope)
             or _flip(var, call, scope)
-            or _table(var, call, scope, byte_cost)
+            or _table(var, call, scope)
             or _maximum(call)
         )
-        if step is not None:
-            steps[edge.var_name(var)] = step
+        if one is not None:
+            found[edge.var_name(var)] = one
     for var, tensors, how, names in find_additions(mod):
-        kernel = Sum(how, math.prod(edge.static_shape(var) or ()))
-        function = kernel.function()
-        gain = _LOOP_SUM_INSTRUCTIONS * kernel.size - function.instructions
-        if gain > byte_cost * (function.code_bytes - _LOOP_SUM_BYTES):
-            shape = edge.static_shape(var) or ()
-            steps[edge.var_name(var)] = Step(
-                "add", tuple(tensors), kernel, tuple(names), shape, "int8"
-            )
+        shape = edge.static_shape(var) or ()
+        kernel = Sum(how, math.prod(shape))
+        step = Step("add", tuple(tensors), kernel, tuple(names), shape, "int8")
+        found[edge.var_name(var)] = (step, _SUM_INSTRUCTIONS * kernel.size, _SUM_BYTES)
+    steps = {}
+    for name, (step, instructions, size_bytes) in found.items():
+        function = step.kernel.function()
+        more = function.code_bytes + sum(a.nbytes for a in step.kernel.arrays) - size_bytes
+        if instructions - function.instructions > byte_cost * more:
+            steps[name] = step
     return steps
 
 
-def _mean(var: Any, call: Any, scope: Scope) -> Step | None:
+# Each gives the step, and about how many instructions and bytes the loops of C would take.
+_Found = tuple[Step, float, int] | None
+
+
+def _mean(var: Any, call: Any, scope: Scope) -> _Found:
     found = find_mean(var, call, scope)
     if found is None or Means.refuses(found[1]) is not None:
         return None
     x, mean, names = found
-    return Step("mean", (x,), Means(mean), tuple(names), edge.static_shape(var) or (), "int8")
+    shape = edge.static_shape(var) or ()
+    step = Step("mean", (x,), Means(mean), tuple(names), shape, "int8")
+    read = math.prod(shape) * (math.prod(mean.windows.kernel) + 2)
+    return step, _LOOP_INSTRUCTIONS * read, _MEAN_BYTES
 
 
-def _flip(var: Any, call: Any, scope: Scope) -> Step | None:
+def _flip(var: Any, call: Any, scope: Scope) -> _Found:
     """Match a byte made int32, moved by 128 and made the other byte."""
     if edge.op_name(call) != "relax.astype":
         return None
@@ -94,15 +105,17 @@ def _flip(var: Any, call: Any, scope: Scope) -> Step | None:
     if shape is None or edge.static_shape(var) != shape:
         return None
     names = (edge.var_name(moved.args[0]), edge.var_name(call.args[0]))
-    return Step("flip", (x,), Flip(math.prod(shape)), names, shape, dtypes[2])
+    kernel = Flip(math.prod(shape))
+    step = Step("flip", (x,), kernel, names, shape, dtypes[2])
+    return step, _LOOP_INSTRUCTIONS * kernel.size, _LOOP_BYTES
 
 
-def _table(var: Any, call: Any, scope: Scope, byte_cost: float) -> Step | None:
+def _table(var: Any, call: Any, scope: Scope) -> _Found:
     """Match a lookup, or a tree of one input: 256 bytes of flash in place of its arithmetic."""
     entries: Sequence[int] | Any
     names: list[str] = []
     if edge.op_name(call) == LOOKUP and edge.dtype_of(call) == "int8":
-        x, entries, added = call.args[0], scope.array(call.args[1]), 0
+        x, entries, kind = call.args[0], scope.array(call.args[1]), "lookup"
     else:
         found = find_elements(var, call, scope)
         if found is None or len(found[0]) != 1 or found[1].root.overflow is not None:
@@ -110,22 +123,19 @@ def _table(var: Any, call: Any, scope: Scope, byte_cost: float) -> Step | None:
         (x,), tree, names = found
         if any(len(node.args) > 1 for node in tree.root.walk()):
             return None
-        entries, added = [tree.root.of(value) for value in range(-128, 128)], 256
+        entries, kind = [tree.root.of(value) for value in range(-128, 128)], "rescale"
         if min(entries) < -128 or max(entries) > 127:
             return None
     shape = edge.static_shape(x)
     if entries is None or shape is None or not isinstance(x, relax.Var):
         return None
     kernel = Table(entries, math.prod(shape))
-    function = kernel.function()
-    gain = _LOOP_INSTRUCTIONS * kernel.size - function.instructions
-    if gain <= byte_cost * (added + function.code_bytes - _LOOP_BYTES):
-        return None
-    kind = "rescale" if added else "lookup"
-    return Step(kind, (x,), kernel, tuple(names), shape, "int8")
+    step = Step(kind, (x,), kernel, tuple(names), shape, "int8")
+    # The loops of a lookup have a table too.
+    return step, _LOOP_INSTRUCTIONS * kernel.size, _LOOP_BYTES + (256 if kind == "lookup" else 0)
 
 
-def _maximum(call: Any) -> Step | None:
+def _maximum(call: Any) -> _Found:
     if edge.op_name(call) not in ("relax.nn.max_pool1d", "relax.nn.max_pool2d"):
         return None
     x, a = call.args[0], call.attrs
@@ -153,4 +163,6 @@ def _maximum(call: Any) -> Step | None:
     )
     if Maxima.refuses(windows) is not None:
         return None
-    return Step("max_pool", (x,), Maxima(windows), (), out_shape, "int8")
+    step = Step("max_pool", (x,), Maxima(windows), (), out_shape, "int8")
+    read = math.prod(out_shape) * math.prod(windows.kernel)
+    return step, _LOOP_INSTRUCTIONS * read, _LOOP_BYTES

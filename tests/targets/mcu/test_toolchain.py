@@ -244,3 +244,9 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatc
     assert toolchain._cache_folder() == Path("/elsewhere/tvm-compress")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert toolchain._cache_folder() == Path.home() / ".cache" / "tvm-compress"
+
+
+def test_clang_makes_no_gathering_loads() -> None:
+    flag = "-enable-arm-maskedgatscat=false"
+    assert flag in ZigToolchain().command(get_board("mps3-an547"))
+    assert flag not in ZigToolchain().command(get_board("mps2-an386"))
