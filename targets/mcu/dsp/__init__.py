@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm_compress.targets.artifact import Optimize
 from tvm_compress.targets.mcu.dsp.coded import DECODER_BYTES, share_codes
-from tvm_compress.targets.mcu.dsp.convolution import SCARCE, Convolution
+from tvm_compress.targets.mcu.dsp.convolution import BYTE_COST, SCARCE, Convolution
 from tvm_compress.targets.mcu.dsp.depthwise import Depthwise
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.dsp.residual import Addition
@@ -26,7 +26,7 @@ class Preference:
         coded: whether weights may be coded in flash and decoded while they are multiplied.
     """
 
-    byte_cost: float = 16.0
+    byte_cost: float = BYTE_COST
     coded: bool = False
 
 
@@ -34,13 +34,13 @@ class Preference:
 # and instructions rise by up to 14 %.
 PREFERENCES: dict[Optimize, Preference] = {
     "speed": Preference(1.0),
-    "balanced": Preference(16.0),
+    "balanced": Preference(),
     "size": Preference(1024.0, coded=True),
 }
 
 
 def dsp_kernel(
-    layer: IntegerLayer, residual: Addition | None = None, byte_cost: float = 16.0
+    layer: IntegerLayer, residual: Addition | None = None, byte_cost: float = BYTE_COST
 ) -> Kernel | None:
     """Give the kernel in assembly that computes a layer, or None where there is none.
 

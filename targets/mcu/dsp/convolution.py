@@ -24,7 +24,7 @@ from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.dsp.product import Product
 from tvm_compress.targets.mcu.dsp.residual import Addition
 
-__all__ = ["Convolution"]
+__all__ = ["BYTE_COST", "SCARCE", "Convolution"]
 
 Array = NDArray[Any]
 
@@ -32,6 +32,8 @@ Array = NDArray[Any]
 _UNROLLS = (16, 48, 96)
 # Branches of a loop this short take more cycles than instructions: for scarce flash alone.
 _SHORT_UNROLL, SCARCE = 4, 64.0
+# Instructions of an inference that a byte of flash is worth, where nothing else is said.
+BYTE_COST = 16.0
 # The largest immediate offset of a byte store.
 _REACH = 4095
 # Of the ring: each has its address in the frame and its own code.
@@ -54,7 +56,7 @@ class Convolution:
         self,
         layer: IntegerLayer,
         residual: Addition | None = None,
-        byte_cost: float = 16.0,
+        byte_cost: float = BYTE_COST,
         *,
         coded: bool = False,
         layout: str | None = None,
@@ -94,19 +96,11 @@ class Convolution:
     def refuses(layer: IntegerLayer) -> str | None:
         """Say why the layer cannot be computed this way, or None."""
         g = layer.geometry
-        if g.batch != 1:
-            return "the batch is not 1"
-        if g.groups != 1:
-            return "it is grouped"
-        if g.rank and not g.channels_last:
-            return "its channels come first"
+        if (why := layer.not_dense) is not None:
+            return why
         if g.outputs * 3 > _REACH:
             return "it has too many output channels"
-        if g.kernel == (1, 1):
-            last = [(n - 1) * step for n, step in zip(g.out_size, g.strides, strict=True)]
-            if g.padding != (0, 0) or last[0] >= g.in_size[0] or last[1] >= g.in_size[1]:
-                return "it is padded without a window"
-        elif g.strides[0] > min(g.kernel[0], 8):
+        if g.kernel != (1, 1) and g.strides[0] > min(g.kernel[0], 8):
             return "its stride is larger than its window"
         if layer.too_large:
             return "its sums are too large"
@@ -185,7 +179,7 @@ class Convolution:
 
     @property
     def _sum_place(self) -> int:
-        return -(-(self.ring_bytes + self.product.buffer_bytes) // 8) * 8
+        return -(-(self.ring_bytes + self.product.pixels_bytes) // 8) * 8
 
     @property
     def _sum_bytes(self) -> int:

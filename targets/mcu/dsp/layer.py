@@ -43,6 +43,22 @@ class IntegerLayer:
         low = np.minimum(w * -128, w * 127).sum(axis=1) + self.bias
         return np.asarray(np.maximum(np.abs(high), np.abs(low)))
 
+    @property
+    def not_dense(self) -> str | None:
+        """Why the kernels of dense convolutions and products, of any core, cannot take it."""
+        g = self.geometry
+        if g.batch != 1:
+            return "the batch is not 1"
+        if g.groups != 1:
+            return "it is grouped"
+        if g.rank and not g.channels_last:
+            return "its channels come first"
+        if g.kernel == (1, 1):
+            last = [(n - 1) * step for n, step in zip(g.out_size, g.strides, strict=True)]
+            if g.padding != (0, 0) or last[0] >= g.in_size[0] or last[1] >= g.in_size[1]:
+                return "it is padded without a window"
+        return None
+
     @cached_property
     def too_large(self) -> bool:
         """Whether a sum, or what requantization adds to it, could leave a word."""

@@ -157,13 +157,8 @@ class Product:
 
     @property
     def pixels_bytes(self) -> int:
-        """Bytes of a tile's pixels."""
-        return self.steps * 4 * self.tile.pixels
-
-    @property
-    def buffer_bytes(self) -> int:
         """Bytes of the buffer for a tile's pixels."""
-        return self.pixels_bytes
+        return self.steps * 4 * self.tile.pixels
 
     # -- the stream -------------------------------------------------------------------------------
 

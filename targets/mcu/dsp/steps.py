@@ -16,6 +16,7 @@ from tvm import relax
 from tvm_compress import edge
 from tvm_compress.ops.layout import split_padding
 from tvm_compress.ops.lookup import LOOKUP
+from tvm_compress.targets.mcu.dsp.convolution import BYTE_COST
 from tvm_compress.targets.mcu.dsp.elements import Flip, Sum, Table
 from tvm_compress.targets.mcu.dsp.pooling import Maxima, Means
 from tvm_compress.targets.mcu.integer_groups import find_additions
@@ -38,7 +39,7 @@ _SUM_INSTRUCTIONS = 30
 _SUM_BYTES = 160
 
 
-def find_dsp_steps(mod: tvm.IRModule, byte_cost: float = 16.0) -> dict[str, Step]:
+def find_dsp_steps(mod: tvm.IRModule, byte_cost: float = BYTE_COST) -> dict[str, Step]:
     """Find the steps by the name of the variable that holds each one's result.
 
     ``byte_cost`` is how many instructions of an inference a byte of flash is worth.

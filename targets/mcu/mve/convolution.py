@@ -102,17 +102,9 @@ class VectorConvolution:
     def refuses(layer: IntegerLayer) -> str | None:
         """Say why the layer cannot be computed this way, or None."""
         g = layer.geometry
-        if g.batch != 1:
-            return "the batch is not 1"
-        if g.groups != 1:
-            return "it is grouped"
-        if g.rank and not g.channels_last:
-            return "its channels come first"
-        if g.kernel == (1, 1):
-            last = [(n - 1) * step for n, step in zip(g.out_size, g.strides, strict=True)]
-            if g.padding != (0, 0) or last[0] >= g.in_size[0] or last[1] >= g.in_size[1]:
-                return "it is padded without a window"
-        elif g.strides[0] > (g.kernel[0] - 1) * g.dilation[0] + 1:
+        if (why := layer.not_dense) is not None:
+            return why
+        if g.kernel != (1, 1) and g.strides[0] > (g.kernel[0] - 1) * g.dilation[0] + 1:
             return "its stride is larger than its window"
         if layer.weights.min(initial=0) < -256 or layer.weights.max(initial=0) > 254:
             return "its weights have more than 9 bits"
