@@ -736,18 +736,27 @@ def _mean_of(walk: Walk, name: str, acc: Expr, x: Quantised, count: int, target:
     return _requantize(walk, acc, _ratio(x.scale, target.scale) / count, target)
 
 
-@_form("sum")
-def _total(walk: Walk, name: str, call: Any, target: Target) -> Expr | None:
+def _summed(walk: Walk, name: str, call: Any) -> tuple[Quantised, Expr, int] | None:
+    """Sum over the axes of a call: (the tensor, its int32 sums, how many elements each)."""
     x = walk.quantised(call.args[0])
     shape = edge.static_shape(call.args[0])
     if x is None or shape is None:
         return None
     axes = range(len(shape)) if call.attrs.axis is None else [int(a) for a in call.attrs.axis]
     count = math.prod(shape[axis] for axis in axes)
-    _bounded(name, 256.0 * count)
     acc = walk.emit(relax.op.astype(x.q, "int32"), f"{name}_wide")
     acc = relax.op.sum(acc, call.attrs.axis, keepdims=bool(call.attrs.keepdims))
     acc = walk.emit(acc, name)
+    return x, acc, count
+
+
+@_form("sum")
+def _total(walk: Walk, name: str, call: Any, target: Target) -> Expr | None:
+    summed = _summed(walk, name, call)
+    if summed is None:
+        return None
+    x, acc, count = summed
+    _bounded(name, 256.0 * count)
     if x.zero_point:
         acc = walk.emit(relax.op.subtract(acc, _int32(count * x.zero_point)), f"{name}_centred")
     return _requantize(walk, acc, _ratio(x.scale, target.scale), target)
@@ -755,15 +764,10 @@ def _total(walk: Walk, name: str, call: Any, target: Target) -> Expr | None:
 
 @_form("mean")
 def _mean(walk: Walk, name: str, call: Any, target: Target) -> Expr | None:
-    x = walk.quantised(call.args[0])
-    shape = edge.static_shape(call.args[0])
-    if x is None or shape is None:
+    summed = _summed(walk, name, call)
+    if summed is None:
         return None
-    axes = range(len(shape)) if call.attrs.axis is None else [int(a) for a in call.attrs.axis]
-    count = math.prod(shape[axis] for axis in axes)
-    acc = walk.emit(relax.op.astype(x.q, "int32"), f"{name}_wide")
-    acc = relax.op.sum(acc, call.attrs.axis, keepdims=bool(call.attrs.keepdims))
-    acc = walk.emit(acc, name)
+    x, acc, count = summed
     if walk.rounding == "single":
         return _mean_of(walk, name, acc, x, count, target)
     _bounded(name, 256.0 * count)
