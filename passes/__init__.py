@@ -11,6 +11,7 @@ from tvm_compress.passes.dequantize import Dequantize
 from tvm_compress.passes.drop_prune import DropPrune
 from tvm_compress.passes.equalize import Equalize
 from tvm_compress.passes.fixed_point import FixedPoint
+from tvm_compress.passes.narrow_weights import NarrowWeights
 from tvm_compress.passes.patchwise import Patchwise
 from tvm_compress.passes.prune import Prune
 from tvm_compress.passes.prune_channels import PruneChannels
@@ -33,6 +34,7 @@ __all__ = [
     "Equalize",
     "FixedPoint",
     "InputsPass",
+    "NarrowWeights",
     "Pass",
     "Patchwise",
     "Prune",
@@ -66,6 +68,7 @@ PASSES: dict[str, type[Pass]] = {
         ChannelsLast,
         Equalize,
         Quantize,
+        NarrowWeights,
         Dequantize,
     )
 }

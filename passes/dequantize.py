@@ -24,12 +24,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tvm
-from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_compress import edge, ir, qdq
 from tvm_compress.errors import PassError
-from tvm_compress.ops import CODEBOOK, codebook, codebook_numpy
 from tvm_compress.passes.base import Pass
 from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.quantization import Affine
@@ -105,19 +103,10 @@ class _Dequantizer(ir.Rewriter):
         return value
 
     def _parameter(self, call: Any, name: str) -> Any:
-        held = self.value(call.args[0])
         scale, zero_point = (edge.constant_value(self.value(arg)) for arg in call.args[1:])
-        if isinstance(held, edge.Constant):
-            real = edge.constant(_real(edge.constant_value(held), scale, zero_point, call))
-        elif edge.op_name(held) == CODEBOOK:
-            codes, table = (edge.constant_value(arg) for arg in held.args)
-            if scale.size == 1 and zero_point.size == 1:
-                real = edge.constant(_real(table, scale, zero_point, call))
-                real = codebook(edge.constant(codes), real)
-            else:
-                dense = codebook_numpy(codes, table)
-                real = edge.constant(_real(dense, scale, zero_point, call))
-        else:
+        held = self.value(call.args[0])
+        real = qdq.real_parameter(held, scale, zero_point, int(call.attrs.axis))
+        if real is None:
             raise PassError(
                 f"dequantize: {name} is made of integers that no quantize gives; expected the QDQ "
                 "form: run dequantize before to-integers."
@@ -161,12 +150,3 @@ class _Dequantizer(ir.Rewriter):
         if operator in _FROM_ZERO:
             return x
         return self.emit(relax.op.nn.relu(x), name)
-
-
-def _real(
-    values: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], call: Any
-) -> NDArray[np.float32]:
-    """Give what integers stand for, with one scale or one a channel."""
-    rank, axis = values.ndim, int(call.attrs.axis)
-    steps = values.astype(np.int64) - qdq.along_axis(zero_point, rank, axis).astype(np.int64)
-    return (steps * qdq.along_axis(scale, rank, axis).astype(np.float64)).astype(np.float32)

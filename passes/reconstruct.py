@@ -15,13 +15,17 @@ before it give its Gram matrix; the weights of least worth are pruned and the ot
 the outputs change least; then weights are rounded to centroids column by column, each rounding
 compensated by the columns behind, and at last the centroids are fitted to the codes. Sources:
 :mod:`tvm_compress.reconstruction`.
+
+After ``Reconstruct(sparsity=0.5, bits=4, scale="channel").on(inputs)`` the centroids are of shape
+(outputs, 1, 1, 1, 16): those of a channel are a scale of its own times numbers that all channels
+share, which ``quantize`` makes one codebook of int8 centroids and a scale for each channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tvm
@@ -37,6 +41,8 @@ from tvm_compress.passes.prune import check_sparsity, check_weight, option_by_la
 
 __all__ = ["Reconstruct"]
 
+_TURNS = 4  # of codes, centroids and the channels' scales
+
 
 @dataclass(frozen=True)
 class Reconstruct(InputsPass):
@@ -46,7 +52,8 @@ class Reconstruct(InputsPass):
     pass that runs, and :func:`tvm_compress.compress` gives its ``calibrate=`` to it.
 
     Args:
-        sparsity: share of each layer's weights that become zero, 0..1.
+        sparsity: share of each layer's weights that become zero, 0..1. With 0 the zeros that there
+            are stay: what an earlier pass pruned can be shared.
         bits: bits of a code, 1..8; 0 leaves the weights dense.
         small: a layer that holds less than this share of all weights, 0..1, is not pruned and has
             codes of 2 bits more (8 at most): the first and the last layer and depthwise ones, whose
@@ -56,6 +63,8 @@ class Reconstruct(InputsPass):
         block: input channels of the blocks that are pruned whole, at one place of the window.
         outputs: output channels of a block. The kernels of microcontrollers with the DSP extension
             skip blocks of 4 inputs of 2 outputs, and of 4 in a product with one vector.
+        scale: ``tensor`` gives all weights of a layer the same centroids; ``channel`` scales them
+            for each output channel, in steps that are exact in int8.
         layers: sparsity by pattern of the weight's name, in place of what follows from the other
             options; the first pattern that fits counts.
         layer_bits: bits by pattern of the weight's name, likewise.
@@ -74,6 +83,7 @@ class Reconstruct(InputsPass):
     damping: float = 0.1
     block: int = 1
     outputs: int = 1
+    scale: Literal["tensor", "channel"] = "tensor"
     layers: Mapping[str, float] = field(default_factory=dict)
     layer_bits: Mapping[str, int] = field(default_factory=dict)
 
@@ -93,6 +103,10 @@ class Reconstruct(InputsPass):
                 raise OptionError(
                     f"reconstruct: a block has {size} {what}; expected a whole number from 1 on."
                 )
+        if self.scale not in ("tensor", "channel"):
+            raise OptionError(
+                f"reconstruct: the scale is {self.scale}; expected tensor or channel."
+            )
         if not 0.0 < self.damping < np.inf:
             raise OptionError(
                 f"reconstruct: the damping is {self.damping}; expected a number above 0, such as "
@@ -127,7 +141,8 @@ class Reconstruct(InputsPass):
             share = sparsity.get(name, 0.0 if few else self.sparsity)
             width = bits.get(name, min(self.bits + 2, 8) if few and self.bits else self.bits)
             blocks = _blocks(weights[name], self.outputs, self.block)
-            new[name], rows = _compress(layer, share, width, self.damping, blocks)
+            axis = weights[name].output_axis if self.scale == "channel" else None
+            new[name], rows = _compress(layer, share, width, self.damping, blocks, axis)
             values[name] = layer.dense(rows)
             if layer.bias is not None:
                 moved = layer.moved_bias(named[layer.bias].value, rows)
@@ -156,8 +171,12 @@ def _compress(
     bits: int,
     damping: float,
     blocks: NDArray[np.int64] | None,
+    axis: int | None,
 ) -> tuple[tvm.ir.Expr, NDArray[np.float32]]:
-    """Give the new binding of a layer's weight, and its values as rows."""
+    """Give the new binding of a layer's weight, and its values as rows.
+
+    Of an ``axis`` the channels have scales of their own.
+    """
     grams = [solve.damped(gram, damping) for gram in layer.gram]
     aims = [
         solve.target_rows(*parts, damping)
@@ -168,21 +187,66 @@ def _compress(
     if not bits:
         rows = pruned.astype(np.float32)
         return edge.constant(layer.dense(rows)), rows
-    _, table = clustering.share(pruned.astype(np.float32), bits)
-    used = 1 + min(np.unique(pruned[np.stack(stays)].astype(np.float32)).size, table.size - 1)
-    codes = np.zeros(layer.rows.shape, np.uint8)
-    if used > 1:
-        centroids = table[:used].astype(np.float64)
+    codes, table, units = _shared(pruned, aims, grams, stays, bits, by_row=axis is not None)
+    values = np.take(table, codes)
+    if axis is not None:
+        values *= units[..., None]
+        places = [1] * layer.dense(codes).ndim
+        places[axis] = -1
+        table = (units.reshape(-1, 1) * table).reshape(*places, table.size)
+    expr = codebook(edge.constant(layer.dense(codes)), edge.constant(table))
+    return expr, values
+
+
+def _shared(
+    pruned: NDArray[np.float64],
+    aims: list[NDArray[np.float64]],
+    grams: list[NDArray[np.float64]],
+    stays: list[NDArray[np.bool_]],
+    bits: int,
+    *,
+    by_row: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Give codes (groups, rows, columns), centroids (2**bits,) and each row's unit of them."""
+    units = np.abs(pruned).max(2) if by_row else np.ones(pruned.shape[:2])
+    units[units == 0] = 1.0
+    normal = pruned / units[..., None]
+    _, table = clustering.share(normal.astype(np.float32), bits)
+    used = 1 + min(np.unique(normal[np.stack(stays)].astype(np.float32)).size, table.size - 1)
+    codes = np.zeros(pruned.shape, np.uint8)
+    if used == 1:
+        return codes, table, units.astype(np.float32)
+    centroids = table[:used].astype(np.float64)
+    for _ in range(_TURNS if by_row else 1):
+        # A code is found by its neighbours in order, and fitting may have changed that.
+        centroids[1:].sort()
+        scaled = zip(pruned, units, grams, stays, strict=True)
         codes = np.stack(
             [
-                solve.share_rows(rows, gram, centroids, kept)
-                for rows, gram, kept in zip(pruned, grams, stays, strict=True)
+                solve.share_rows(rows / unit[:, None], gram, centroids, kept)
+                for rows, unit, gram, kept in scaled
             ]
         )
-        parts = list(zip(aims, grams, codes, strict=True))
-        table[:used] = solve.fit_centroids(parts, centroids)
-    expr = codebook(edge.constant(layer.dense(codes)), edge.constant(table))
-    return expr, np.take(table, codes)
+        parts = [
+            (aim / unit[:, None], gram, some)
+            for aim, unit, gram, some in zip(aims, units, grams, codes, strict=True)
+        ]
+        centroids = solve.fit_centroids(parts, centroids, list(units**2))
+        if by_row:
+            centroids = _whole(centroids)
+            values = np.take(centroids, codes)
+            fits = zip(values, aims, grams, units, strict=True)
+            units = np.stack([solve.fit_scales(*given) for given in fits])
+    table[:used] = centroids
+    return codes, table, units.astype(np.float32)
+
+
+def _whole(centroids: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round centroids to 127ths of the largest magnitude, none but the first to zero."""
+    step = np.abs(centroids).max() / 127
+    whole = np.rint(centroids / step)
+    whole[1:][whole[1:] == 0] = 1.0
+    return np.asarray(whole / 127)
 
 
 def _stays(
@@ -193,6 +257,8 @@ def _stays(
     blocks: NDArray[np.int64] | None,
 ) -> list[NDArray[np.bool_]]:
     """Choose the weights that stay, group by group."""
+    if sparsity == 0.0:
+        return [rows != 0 for rows in layer.rows]
     if blocks is None:
         drop = round(sparsity * layer.rows[0].size)
         return [solve.prune_rows(aim, gram, drop) for aim, gram in zip(aims, grams, strict=True)]

@@ -27,22 +27,20 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_compress import edge, integer_forms, ir
+from tvm_compress import edge, ir, qdq
 from tvm_compress.errors import OptionError, UnsupportedError
-from tvm_compress.integer_forms import Held, Quantised, Target
-from tvm_compress.ops import CODEBOOK, ROUNDING, codebook, codebook_numpy
+from tvm_compress.integer_forms import FORMS, MOVES
+from tvm_compress.integer_forms.clamps import activation, narrowed
+from tvm_compress.integer_forms.quantised import Held, Quantised, Target
+from tvm_compress.integer_forms.rescaling import requantized
+from tvm_compress.integer_forms.tables import table
+from tvm_compress.ops import CODEBOOK, ROUNDING
 from tvm_compress.passes.base import Pass
 
 __all__ = ["ToIntegers"]
 
 _FALLBACKS = ("error", "float")
 _QDQ = ("relax.quantize", "relax.dequantize")
-# These move the integers of one tensor, or pick among them: scale and zero point stay.
-_NAMES = """
-reshape permute_dims strided_slice squeeze expand_dims flatten flip tile repeat take broadcast_to
-split nn.max_pool1d nn.max_pool2d nn.max_pool3d max min nn.batch_flatten
-"""
-_MOVES = {f"relax.{name}" for name in _NAMES.split()}
 
 
 @dataclass(frozen=True)
@@ -136,19 +134,13 @@ class _Integers(ir.Rewriter):
                 return None
             joined = relax.op.concat([s.q for s in sources if s], axis=value.attrs.axis)
             return sources[0].of(self.emit(joined, self.wanted(expr)))  # type: ignore[union-attr]
-        form = integer_forms.MOVES.get(operator)
-        if form is None and operator not in _MOVES:
+        if operator not in MOVES:
             return None
         inner = self.quantised(value.args[0])
-        if inner is None:
+        moved = None if inner is None else MOVES[operator](value, inner)
+        if inner is None or moved is None:
             return None
-        if form is None:
-            new = edge.with_args(value, [inner.q, *value.args[1:]])
-        else:
-            new = form(value, inner)
-            if new is None:
-                return None
-        return inner.of(self.emit(new, self.wanted(expr)))
+        return inner.of(self.emit(moved, self.wanted(expr)))
 
     def _centred(self, held: Held, zero_point: int) -> tuple[Any, int]:
         """Give a parameter of 8 bits as int8, or None."""
@@ -192,11 +184,6 @@ class _Integers(ir.Rewriter):
         """Give the array of a float constant."""
         value = self.value(expr)
         return edge.constant_value(value) if isinstance(value, edge.Constant) else None
-
-    def real(self, expr: Any) -> Any:
-        """Give the real values of a constant, quantised or not, or None."""
-        held = self.held(expr)
-        return self.number(expr) if held is None else held.real
 
     def _computed(self, expr: Any) -> bool:
         """Whether a float expression depends on a dequantised activation."""
@@ -304,7 +291,7 @@ class _Integers(ir.Rewriter):
         if self._fallback == "float":
             return self._to_int8(whole, target)
         expr = whole
-        while integer_forms.activation(self.value(expr), target) is not None:
+        while activation(self.value(expr), target) is not None:
             expr = self.value(expr).args[0]
         value = self.value(expr)
         if isinstance(value, tvm.ir.TupleGetItem):
@@ -321,27 +308,22 @@ class _Integers(ir.Rewriter):
         outer, outer_target = expr, target
         while True:
             value = self.value(expr)
-            inner = integer_forms.activation(value, target)
+            inner = activation(value, target)
             if inner is None:
                 break
             expr, target = value.args[0], inner
-        form = integer_forms.requantized(self, name, expr, target)
+        form = requantized(self, name, expr, target)
         operator = edge.op_name(value) or ""
-        if form is None and operator in integer_forms.FORMS:
-            form = integer_forms.FORMS[operator](self, self.wanted(expr), value, target)
+        if form is None and operator in FORMS:
+            form = FORMS[operator](self, self.wanted(expr), value, target)
         if form is None:
-            form = integer_forms.table(self, outer, outer_target)
-        if form is None and operator in (*_MOVES, *integer_forms.MOVES):
+            form = table(self, outer, outer_target)
+        if form is None and operator in MOVES:
             # To quantise what was moved is to move what was quantised.
             moved = self._form(name, value.args[0], target) if value.args else None
             if moved is not None:
                 source = Quantised(self.emit(moved, name), target.scale, target.zero_point)
-                move = integer_forms.MOVES.get(operator)
-                form = (
-                    move(value, source)
-                    if move
-                    else edge.with_args(value, [source.q, *value.args[1:]])
-                )
+                form = MOVES[operator](value, source)
         return form
 
     def _clip(self, call: Any) -> Any:
@@ -351,7 +333,7 @@ class _Integers(ir.Rewriter):
             return call.args[0]
         if not self.used_once(call.args[0]):
             return call
-        narrower = integer_forms.narrowed(self, self.value(call.args[0]), low, high)
+        narrower = narrowed(self, self.value(call.args[0]), low, high)
         return call if narrower is None else narrower
 
     def _concat(self, name: str, call: Any) -> Any:
@@ -400,7 +382,7 @@ class _Integers(ir.Rewriter):
             a = call.attrs
             padded = relax.op.nn.pad(call.args[0], list(a.pad_width), pad_value=a.pad_value - 128)
             return self._as_uint8(padded, name)
-        if operator in _MOVES or operator in ("relax.nn.pad", "relax.image.resize2d"):
+        if operator in MOVES and operator != "relax.nn.relu":  # which knows what stands for 0
             return self._as_uint8(call, name)
         args = [self._moved_up(arg) if arg in self._moved_down else arg for arg in call.args]
         return edge.with_args(call, args)
@@ -412,20 +394,10 @@ class _HeldFloats(ir.Rewriter):
     def rewrite(self, name: str, value: Any) -> Any:
         if edge.op_name(value) != "relax.dequantize":
             return value
-        parameter = self.value(value.args[0])
         scale, zero_point = (edge.constant_value(arg) for arg in value.args[1:])
-        if isinstance(parameter, edge.Constant):
-            array = edge.constant_value(parameter)
-        elif edge.op_name(parameter) == CODEBOOK:
-            codes, centroids = (edge.constant_value(arg) for arg in parameter.args)
-            if scale.size == zero_point.size == 1:
-                real = (centroids - zero_point.astype(np.int64)) * scale.astype(np.float64)
-                return codebook(edge.constant(codes), edge.constant(real.astype(np.float32)))
-            array = codebook_numpy(codes, centroids)
-        else:
+        held = self.value(value.args[0])
+        real = qdq.real_parameter(held, scale, zero_point, int(value.attrs.axis))
+        if real is None:
             return value
-        axis = int(value.attrs.axis)
-        real = integer_forms.dequantized(array, scale, zero_point, axis)
-        var = value.args[0]
         # The float takes the name of the integers, which fall away.
-        return self.emit(edge.constant(real), self._wanted.get(var, name))
+        return self.emit(real, self._wanted.get(value.args[0], name))

@@ -15,10 +15,12 @@ from tvm_compress.errors import OptionError
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["Artifact", "Optimize", "Profile", "Size", "Target"]
+__all__ = ["Artifact", "Goal", "Optimize", "Profile", "Size", "Target"]
 
-# What is to be small, where less of one thing takes more of another.
-Optimize = Literal["speed", "balanced", "size"]
+# What is to be small, where less of one thing takes more of another; or the price itself, in
+# instructions of an inference that a byte of flash is worth.
+Goal = Literal["speed", "balanced", "size"]
+Optimize = Goal | float
 
 Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
 

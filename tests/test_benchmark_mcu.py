@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
 
 import tvm_compress as tc
 from benchmarks import mcu, mcu_recipes
 from benchmarks.mcu_data import NETWORKS, Samples
-from benchmarks.mcu_recipes import SETTINGS, Setting, _moved
+from benchmarks.mcu_recipes import SETTINGS, Setting, _noisy
 from tests.passes.nets import conv_net
 from tvm_compress import ir, qdq
 from tvm_compress.tensors import input_specs
@@ -58,31 +59,58 @@ def test_figures_hold_what_was_measured() -> None:
     assert f"{name}, m55: RAM" not in held
 
 
-def test_moved_inputs() -> None:
-    x = np.arange(2 * 4 * 3 * 1, dtype=np.float32).reshape(2, 4, 3, 1)
-    same = _moved(x.copy(), np.random.default_rng(0), noise=0, rolls=0, flips=False)
-    assert (same == x).all()
-    moved = _moved(x.copy(), np.random.default_rng(0), noise=0, rolls=2, flips=True)
-    assert sorted(moved.ravel()) == sorted(x.ravel())
-    assert (moved != x).any()
-    noisy = _moved(x.copy(), np.random.default_rng(0), noise=0.1, rolls=0, flips=False)
+def test_noisy_inputs() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 4, 3, 1)
+    noisy = _noisy(x, np.random.default_rng(0), noise=0.1)
+    assert noisy.dtype == np.float32
     assert 0 < np.abs(noisy - x).max() < 1
 
 
-def test_the_recipe_prunes_whole_blocks_and_quantises(monkeypatch: pytest.MonkeyPatch) -> None:
+def quantised() -> tuple[tvm.IRModule, Samples]:
+    """A small int8 network and its inputs."""
     mod = conv_net()
     (spec,) = input_specs(mod)
     x = np.random.default_rng(0).normal(0, 1, (24, *spec.shape[1:])).astype(np.float32)
     whole = tc.quantize(mod, x)
     (how,) = qdq.input_parameters(whole).values()
-    data = Samples(how.quantize(x[:16]), how.quantize(x[16:]))
-    setting = Setting(0.5, small=0.0, epochs=1, lr=1e-3, noise=0.01)
+    return whole, Samples(how.quantize(x[:16]), how.quantize(x[16:]))
+
+
+def test_the_recipe_prunes_whole_blocks_and_quantises(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, data = quantised()
+    setting = Setting(0.5, small=0.0)
     monkeypatch.setitem(SETTINGS, "small", setting)
     small = mcu_recipes.compressed("small", whole, data)
-    (again,) = qdq.input_parameters(small).values()
+    (how,), (again,) = (qdq.input_parameters(m).values() for m in (whole, small))
     assert (again.scale, again.zero_point) == pytest.approx((how.scale, how.zero_point), rel=1e-5)
     for name, weight in ir.weights(small).items():
         zeros = (weight.parameter.value == 0).mean()
         assert zeros >= 0.3, name  # one of two blocks, of which the last is smaller
     expected = mcu.answers(whole, data.scoring)
     assert 0 <= mcu.judge("small", whole, small, data, expected)["agreement"] <= 1
+
+
+def test_the_recipe_shares_what_it_says_by_int8_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, data = quantised()
+    first, *others = ir.weights(whole)
+    setting = Setting(0.5, small=0.0, bits={first: 2}, inputs=1, outputs=1, damping=0.03)
+    monkeypatch.setitem(SETTINGS, "small", setting)
+    weights = ir.weights(mcu_recipes.compressed("small", whole, data))
+    shared = weights[first].parameter
+    assert shared.centroids is not None and shared.codes is not None
+    assert shared.centroids.dtype == np.int8 and shared.centroids.shape == (4,)
+    assert (shared.codes == 0).mean() == pytest.approx(0.5, abs=0.03)
+    assert others and not any(weights[name].parameter.shared for name in others)
+
+
+def test_the_recipe_narrows_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, data = quantised()
+    first, *others = ir.weights(whole)
+    monkeypatch.setitem(SETTINGS, "small", Setting(narrow={first: 1.0, "*": 0.0}))
+    before, after = ir.weights(whole), ir.weights(mcu_recipes.compressed("small", whole, data))
+    rows = np.abs(after[first].parameter.value.astype(int)).reshape(
+        len(after[first].parameter.value), -1
+    )
+    assert (rows.max(axis=1) <= 32).sum() >= len(rows) // 3 * 3
+    for name in others:
+        np.testing.assert_array_equal(before[name].parameter.value, after[name].parameter.value)

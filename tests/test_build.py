@@ -149,12 +149,14 @@ def test_an_unknown_toolchain() -> None:
 
 
 @pytest.mark.parametrize("target", ["c", "reference"])
-def test_an_unknown_thing_to_optimize_for(target: str) -> None:
+@pytest.mark.parametrize("wanted", ["small", 0.0, -1, float("nan"), float("inf"), True, None])
+def test_an_unknown_thing_to_optimize_for(target: str, wanted: Any) -> None:
     with pytest.raises(OptionError) as caught:
-        tc.build(small(), target, optimize="small")
+        tc.build(small(), target, optimize=wanted)
     assert str(caught.value) == (
-        "'small' is nothing that build can optimize for; expected one of speed, balanced, size. "
-        "Leave it out for balanced."
+        f"{wanted!r} is nothing that build can optimize for; expected one of speed, balanced, "
+        "size, or a number above 0: the instructions of an inference that a byte of flash is "
+        "worth. Leave it out for balanced."
     )
 
 

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm_compress import build, codec, inspection, ir, save
 from tvm_compress.errors import ModelFormatError, OptionError
 from tvm_compress.frontends import load
-from tvm_compress.passes import Prune, ShareWeights
+from tvm_compress.passes import BankPrune, BlockPrune, Prune, ShareWeights
 from tvm_compress.targets.mcu.target import HostArtifact
 
 
@@ -34,7 +34,13 @@ def test_the_estimate_takes_the_smallest_layout(digits_onnx: Path) -> None:
     assert pruned.packed_bytes < 4 * size / 7
     empty = row(Prune(1.0).apply(network))
     assert (empty.density, empty.distinct) == (0.0, 1)
-    assert empty.packed_bytes == 33 * 2 + 2
+    assert empty.packed_bytes == 33 * 2
+    banks = row(ShareWeights(4).apply(BankPrune(keep=2).apply(network)))
+    assert (banks.layout, banks.packed_bytes) == ("bank", size * 2 // 16 + 16 * 4)
+    blocks = row(BlockPrune(0.75).apply(network))
+    # A byte and four floats each, and where each of 32 rows begins.
+    assert blocks.layout == "block"
+    assert blocks.packed_bytes == round(blocks.density * size) // 4 * 17 + 33 * 2
 
 
 def test_codebooks_of_groups_count_their_centroids(digits_onnx: Path) -> None:

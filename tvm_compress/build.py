@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import cast, get_args
@@ -15,7 +16,7 @@ from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.passes.remove_channels import RemoveChannels
 from tvm_compress.passes.to_integers import ToIntegers
 from tvm_compress.targets import get_target
-from tvm_compress.targets.artifact import Artifact, Optimize
+from tvm_compress.targets.artifact import Artifact, Goal, Optimize
 
 __all__ = ["Artifact", "build", "prepare"]
 
@@ -29,7 +30,7 @@ def build(
     out_dir: str | PathLike[str] | None = None,
     toolchain: str | None = None,
     fallback: str = "error",
-    optimize: str = "balanced",
+    optimize: str | float = "balanced",
 ) -> Artifact:
     """Build a network for a target.
 
@@ -45,9 +46,11 @@ def build(
             installed.
         fallback: what becomes of an operator of a quantised network that has no integer form:
             ``error``, or ``float``, which computes it between a dequantize and a quantize.
-        optimize: how kernels for the DSP extension (Cortex-M4, M7, M33) weigh flash against
-            instructions: ``speed``, ``balanced``, or ``size``, which lets weights lie in flash
-            coded too. Outputs are the same; where there is nothing to weigh, so is all else.
+        optimize: how kernels in assembly (for the DSP extension of Cortex-M4, M7, M33, and for
+            MVE) weigh flash against instructions: ``speed``, ``balanced``, or ``size``, which
+            lets weights lie in flash coded too; or how many instructions of an inference a byte
+            of flash is worth, above 0. Outputs are the same; where there is nothing to weigh, so
+            is all else.
 
     Raises:
         OptionError: an unknown target, board, toolchain, fallback or optimize, or a name that
@@ -60,10 +63,12 @@ def build(
     chosen = get_target(target)
     place = None if out_dir is None else _folder(Path(out_dir))
     where = None if board is None else str(board)
-    if optimize not in get_args(Optimize):
+    number = isinstance(optimize, int | float) and not isinstance(optimize, bool)
+    if not (0.0 < optimize < inf if number else optimize in get_args(Goal)):  # type: ignore[operator]
         raise OptionError(
             f"{optimize!r} is nothing that build can optimize for; expected one of "
-            f"{', '.join(get_args(Optimize))}. Leave it out for balanced."
+            f"{', '.join(get_args(Goal))}, or a number above 0: the instructions of an inference "
+            "that a byte of flash is worth. Leave it out for balanced."
         )
     mod = prepare(mod, fallback)
     return chosen.build(

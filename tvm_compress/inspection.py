@@ -21,8 +21,17 @@ from tvm_compress import codec, edge, ir
 from tvm_compress.codec.container import Header
 from tvm_compress.errors import OptionError, UnsupportedError
 from tvm_compress.frontends import load
-from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
+from tvm_compress.layouts import (
+    BANK_CODE_BITS,
+    WEIGHT_DTYPES,
+    Bank,
+    Block,
+    DenseCodes,
+    GapCodes,
+    best_gap_bits,
+)
 from tvm_compress.ops import flat_codes
+from tvm_compress.passes.bank_prune import to_rows
 from tvm_compress.tensors import TensorSpec, input_specs, output_specs
 
 __all__ = [
@@ -227,9 +236,13 @@ def smallest_layout(parameter: ir.Parameter, output_axis: int) -> tuple[str, int
         if not centroids[..., 0].any():  # gap_codes leaves out what has code 0
             packed = GapCodes.pack(rows, best_gap_bits(rows, bits), bits)
             sizes["gap_codes"] = packed.nbytes + centroids.nbytes
-    elif value.dtype == np.float32 and not value.all() and np.isfinite(value).all():
+            if bits <= BANK_CODE_BITS:
+                banks = Bank.pack(to_rows(codes, output_axis))
+                sizes["bank"] = banks.nbytes + centroids.nbytes
+    elif value.dtype in WEIGHT_DTYPES and not value.all() and np.isfinite(value).all():
         rows = _rows(value, output_axis)
         sizes["gap_codes"] = GapCodes.pack_values(rows, best_gap_bits(rows, 0)).nbytes
+        sizes["block"] = Block.pack(to_rows(value, output_axis)).nbytes
     name = min(sizes, key=lambda layout: sizes[layout])
     return name, sizes[name]
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_compress import edge, ir
+from tvm_compress.ops import CODEBOOK, codebook, codebook_numpy
 from tvm_compress.quantization import Affine
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "along_axis",
     "dequantize",
     "dequantize_channels",
+    "dequantized",
     "input_parameters",
     "integer_parameters",
     "is_quantised",
     "output_parameters",
     "quantize",
     "real_inputs",
+    "real_parameter",
     "with_integers",
     "with_reals",
 ]
@@ -194,6 +197,30 @@ def along_axis(part: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
     places = [1] * rank
     places[axis] = -1
     return part.reshape(places)
+
+
+def dequantized(
+    values: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], axis: int
+) -> NDArray[np.float32]:
+    """Give the float32 that integers stand for, with one scale or one a channel along ``axis``."""
+    steps = values.astype(np.int64) - along_axis(zero_point, values.ndim, axis).astype(np.int64)
+    return (steps * along_axis(scale, values.ndim, axis).astype(np.float64)).astype(np.float32)
+
+
+def real_parameter(held: Any, scale: NDArray[Any], zero_point: NDArray[Any], axis: int) -> Any:
+    """Give the float32 parameter of an integer one, or None where ``held`` is no parameter.
+
+    A codebook stays one where one scale serves all its centroids.
+    """
+    if isinstance(held, edge.Constant):
+        return edge.constant(dequantized(edge.constant_value(held), scale, zero_point, axis))
+    if edge.op_name(held) != CODEBOOK:
+        return None
+    codes, table = (edge.constant_value(arg) for arg in held.args)
+    if scale.size == zero_point.size == 1:
+        centroids = edge.constant(dequantized(table, scale, zero_point, axis))
+        return codebook(edge.constant(codes), centroids)
+    return edge.constant(dequantized(codebook_numpy(codes, table), scale, zero_point, axis))
 
 
 # ---- integers and reals at the network's ends ----------------------------------------------------

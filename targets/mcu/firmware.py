@@ -1,6 +1,6 @@
 """From C sources to a firmware that runs: link, measure, run, profile.
 
-The sources are a model's (see :class:`ModelSources`); start-up code and harness come from
+The sources are a model's (see :class:`ModelSources`); start-up code and the harness come from
 ``runtime/``. Every number is read from the linked ELF file or measured on an emulator.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,24 +18,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_compress.errors import BudgetError, CompressError, DataError, OptionError
-from tvm_compress.targets.mcu import cycles, emulator, qemu
+from tvm_compress.errors import BudgetError, DataError, OptionError
+from tvm_compress.targets.mcu import cycles
 from tvm_compress.targets.mcu.boards import Board, EmulatorName
 from tvm_compress.targets.mcu.c_types import C_TYPES
 from tvm_compress.targets.mcu.elf import Elf, read_elf
-from tvm_compress.targets.mcu.engine import DISPATCH, FIRST_LAYER, CodeMap, Execution, code_map
+from tvm_compress.targets.mcu.engine import DISPATCH, FIRST_LAYER, code_map
+from tvm_compress.targets.mcu.harness import (
+    choose_engine,
+    execute,
+    harness_header,
+    pack_inputs,
+    unpack_outputs,
+)
+from tvm_compress.targets.mcu.size import RamSize, Size, measure_elf
 from tvm_compress.targets.mcu.toolchain import Toolchain, find_toolchain
 from tvm_compress.tensors import TensorSpec
 
 __all__ = [
     "Firmware",
-    "FlashSize",
     "Layer",
     "LayerProfile",
     "ModelSources",
     "Profile",
-    "RamSize",
-    "Size",
     "TensorSpec",
     "link_firmware",
 ]
@@ -46,8 +50,6 @@ _RUNTIME_SOURCES = ("startup.c", "semihost.c", "harness.c", "libm.c")
 # The linker gets room to spare, so that it is our sentence that says what does not fit.
 _LINK_BYTES = 0x1000_0000
 _VECTORS_BYTES = 64  # 16 words, for no interrupt is used
-_TRAILER = struct.Struct("<IIIi")
-_MAGIC = 0x504D4354
 Array = NDArray[Any]
 
 
@@ -85,44 +87,6 @@ class ModelSources:
     def run_symbol(self) -> str:
         """The C function that runs the model once."""
         return f"{self.name}_run"
-
-
-@dataclass(frozen=True)
-class FlashSize:
-    """Bytes in flash; the parts sum to the total."""
-
-    code: int
-    weights: int
-    constants: int
-
-
-@dataclass(frozen=True)
-class RamSize:
-    """Bytes in RAM; the parts sum to the total. ``stack`` is the deepest stack of the model."""
-
-    arena: int
-    inputs: int
-    outputs: int
-    static: int
-    stack: int
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a firmware takes of a board, in bytes, harness and start-up code included."""
-
-    flash: FlashSize
-    ram: RamSize
-
-    @property
-    def flash_bytes(self) -> int:
-        """All bytes that are programmed into flash."""
-        return sum(asdict(self.flash).values())
-
-    @property
-    def ram_bytes(self) -> int:
-        """All bytes of RAM that are ever touched, the model's deepest stack included."""
-        return sum(asdict(self.ram).values())
 
 
 @dataclass(frozen=True)
@@ -196,9 +160,9 @@ class Firmware:
             MissingToolError: the engine is not installed.
             CompressError: the firmware faulted, failed or did not end.
         """
-        samples, data = _pack_inputs(self.model, inputs)
-        execution = _execute(self.elf, self.board, engine, data, None, timeout_s)
-        return _unpack_outputs(self.model, execution, samples)[0]
+        samples, data = pack_inputs(self.model.name, self.model.inputs, inputs)
+        execution = execute(self.elf, self.board, engine, data, None, timeout_s)
+        return unpack_outputs(self.model.name, self.model.outputs, execution, samples)[0]
 
     def profile(
         self,
@@ -226,16 +190,16 @@ class Firmware:
             else np.asarray(array)
             for name, array in inputs.items()
         }
-        samples, data = _pack_inputs(self.model, stacked)
+        samples, data = pack_inputs(self.model.name, self.model.inputs, stacked)
         if samples != 1:
             raise DataError(
                 f"profile takes one sample; {samples} were given. Give one, as in x[:1]."
             )
-        chosen = _choose_engine(self.board, engine)
+        chosen = choose_engine(self.board, engine)
         symbols = tuple(layer.symbol for layer in self.model.layers)
         code = cycles.watch(code_map(read_elf(self.elf), self.model.run_symbol, symbols))
-        execution = _execute(self.elf, self.board, chosen, data, code, timeout_s)
-        _unpack_outputs(self.model, execution, samples)
+        execution = execute(self.elf, self.board, chosen, data, code, timeout_s)
+        unpack_outputs(self.model.name, self.model.outputs, execution, samples)
         if execution.counts is None:
             raise AssertionError("the engine was asked to count and did not")
         costs = cycles.count_costs(code, execution.counts, self.board.cpu, self.model.name)
@@ -252,160 +216,6 @@ class Firmware:
 
 
 assert FIRST_LAYER == DISPATCH + 1
-
-
-def _pack_inputs(model: ModelSources, inputs: Mapping[str, Array]) -> tuple[int, bytes]:
-    known = [spec.name for spec in model.inputs]
-    if sorted(inputs) != sorted(known):
-        raise DataError(
-            f"The inputs of {model.name} are {', '.join(known)}; "
-            f"given were {', '.join(sorted(inputs)) or 'none'}. Give one array for each."
-        )
-    columns = []
-    counts = {}
-    for spec in model.inputs:
-        array = np.asarray(inputs[spec.name])
-        if array.dtype != np.dtype(spec.dtype):
-            raise DataError(
-                f"The input {spec.name} of {model.name} has dtype {array.dtype}; expected "
-                f"{spec.dtype}. Convert it, as in x.astype({spec.dtype!r})."
-            )
-        if array.ndim != len(spec.shape) + 1 or array.shape[1:] != spec.shape:
-            raise DataError(
-                f"The input {spec.name} of {model.name} has shape {array.shape}; expected "
-                f"(N, {', '.join(map(str, spec.shape))}): the samples stacked along a first axis."
-            )
-        if not len(array):
-            raise DataError(
-                f"The input {spec.name} of {model.name} holds no sample. Give at least one."
-            )
-        counts[spec.name] = len(array)
-        flat = np.ascontiguousarray(array).reshape(len(array), -1)
-        columns.append(flat.view(np.uint8).reshape(len(array), spec.size_bytes))
-    if len(set(counts.values())) > 1:
-        raise DataError(
-            f"The inputs of {model.name} hold different numbers of samples: "
-            f"{', '.join(f'{name} {count}' for name, count in counts.items())}. "
-            "Give the same number for each."
-        )
-    samples = len(columns[0])
-    return samples, struct.pack("<I", samples) + np.concatenate(columns, axis=1).tobytes()
-
-
-def _unpack_outputs(
-    model: ModelSources, execution: Execution, samples: int
-) -> tuple[dict[str, Array], int]:
-    """Outputs by name, samples along the first axis, and the deepest stack in bytes."""
-    texts = _exit_texts()
-    if execution.exit_code:
-        text = texts.get(
-            execution.exit_code,
-            f"The firmware ended with the unknown exit code {execution.exit_code}. "
-            "Report the model as a bug.",
-        )
-        data = execution.files.get("output.bin", b"")
-        if execution.exit_code == 6 and len(data) >= _TRAILER.size:
-            status = _TRAILER.unpack(data[-_TRAILER.size :])[3]
-            done = (len(data) - _TRAILER.size) // sum(spec.size_bytes for spec in model.outputs)
-            text += f" ({model.run_symbol} returned {status} at sample {done - 1}.)"
-        raise CompressError(f"{model.name}: {text}")
-    data = execution.files.get("output.bin", b"")
-    row = sum(spec.size_bytes for spec in model.outputs)
-    if len(data) != samples * row + _TRAILER.size:
-        raise CompressError(
-            f"The firmware of {model.name} wrote {len(data)} bytes of output; expected "
-            f"{samples * row + _TRAILER.size}. Build it again from matching sources."
-        )
-    magic, _, stack, _ = _TRAILER.unpack(data[-_TRAILER.size :])
-    if magic != _MAGIC:
-        raise CompressError(
-            f"The output of the firmware of {model.name} has no valid trailer. "
-            "Build it again from matching sources."
-        )
-    rows = np.frombuffer(data, np.uint8, samples * row).reshape(samples, row)
-    outputs = {}
-    start = 0
-    for spec in model.outputs:
-        column = np.ascontiguousarray(rows[:, start : start + spec.size_bytes])
-        outputs[spec.name] = column.view(np.dtype(spec.dtype)).reshape(samples, *spec.shape)
-        start += spec.size_bytes
-    return outputs, int(stack)
-
-
-def _exit_texts() -> dict[int, str]:
-    """The sentences of runtime/exit_codes.h, by exit code."""
-    text = (_RUNTIME / "exit_codes.h").read_text(encoding="utf-8")
-    return {int(code): words for code, words in re.findall(r'X\(\w+, (\d+), "([^"]*)"\)', text)}
-
-
-def _choose_engine(board: Board, engine: str | None) -> EmulatorName:
-    if engine is not None:
-        for name in board.emulators:
-            if name == engine:
-                return name
-        raise OptionError(
-            f"The board {board.name} does not run on the engine {engine!r}; it runs on "
-            f"{', '.join(board.emulators) or 'none'}. Choose one of them or another board."
-        )
-    if not board.emulators:
-        raise OptionError(
-            f"The board {board.name} runs on no emulator. "
-            'Add emulators = ["unicorn"] to its file, or build for the board cortex-m4.'
-        )
-    for name in board.emulators:
-        if {"unicorn": emulator, "qemu": qemu}[name].available():
-            return name
-    # None is installed: the first one's own error says how to get it.
-    return board.emulators[0]
-
-
-def _execute(
-    elf: Path,
-    board: Board,
-    engine: str | None,
-    data: bytes,
-    code: CodeMap | None,
-    timeout_s: float,
-) -> Execution:
-    if _choose_engine(board, engine) == "qemu":
-        return qemu.run(elf, board, {"input.bin": data}, code, timeout_s)
-    return emulator.run(read_elf(elf), board, {"input.bin": data}, code, timeout_s)
-
-
-def _harness_header(model: ModelSources) -> str:
-    """The text of harness_model.h: it binds the harness to the model's names and types."""
-    macro = model.name.upper()
-    lines = ["#include <stdint.h>", f'#include "{model.name}.h"', ""]
-    lines += [
-        f"#define HARNESS_MODEL_ABI_VERSION {macro}_ABI_VERSION",
-        f"#define HARNESS_INPUT_COUNT {len(model.inputs)}",
-        f"#define HARNESS_OUTPUT_COUNT {len(model.outputs)}",
-        "/* A compile error here: the header and the description of the model disagree. */",
-        f"typedef char harness_arena_agrees[{macro}_ARENA_BYTES == {model.arena_bytes} ? 1 : -1];",
-        "",
-    ]
-    arguments = []
-    for kind, specs in (("input", model.inputs), ("output", model.outputs)):
-        for index, spec in enumerate(specs):
-            symbol = f"harness_{kind}_{index}"
-            lines.append(
-                f"static {C_TYPES[spec.dtype]} {symbol}[{spec.size}] __attribute__((aligned(16)));"
-            )
-            arguments.append(symbol)
-    if model.arena_bytes:
-        lines.append(
-            f"static unsigned char harness_arena[{model.arena_bytes}] __attribute__((aligned(16)));"
-        )
-    arguments.append("harness_arena" if model.arena_bytes else "(void *)0")
-    for kind, specs in (("input", model.inputs), ("output", model.outputs)):
-        items = ", ".join(
-            f"{{harness_{kind}_{index}, sizeof harness_{kind}_{index}}}"
-            for index in range(len(specs))
-        )
-        lines.append(f"static const struct harness_buffer harness_{kind}s[] = {{{items}}};")
-    call = f"{model.run_symbol}({', '.join(arguments)})"
-    lines += ["", f"static int harness_model_run(void) {{ return {call}; }}", ""]
-    return "\n".join(lines)
 
 
 def _link_script(board: Board) -> str:
@@ -453,28 +263,6 @@ def _check_model(model: ModelSources) -> None:
             f"The model {model.name} has {len(model.inputs)} inputs and {len(model.outputs)} "
             "outputs; the harness needs at least one of each."
         )
-
-
-def _measure_elf(elf: Elf, model: ModelSources) -> Size:
-    """Sizes from the ELF alone; the stack is still 0."""
-    flash_bytes = sum(len(segment.data) for segment in elf.segments)
-    weights = sum(
-        symbol.size
-        for symbol in elf.symbols
-        if symbol.kind == "object" and symbol.name.startswith(f"{model.name}_w_")
-    )
-    constants = elf.section_bytes(".rodata") - weights
-    ram = {"harness_arena": 0, "harness_input_": 0, "harness_output_": 0}
-    for symbol in elf.symbols:
-        for prefix in ram:
-            if symbol.kind == "object" and symbol.name.startswith(prefix):
-                ram[prefix] += symbol.size
-    arena, inputs, outputs = ram.values()
-    total = elf.section_bytes(".data") + elf.section_bytes(".bss")
-    return Size(
-        FlashSize(flash_bytes - weights - constants, weights, constants),
-        RamSize(arena, inputs, outputs, total - arena - inputs - outputs, 0),
-    )
 
 
 def _check_layers(elf: Elf, model: ModelSources) -> None:
@@ -558,7 +346,8 @@ def link_firmware(
         folder = Path(scratch)
         for name, text in sources.files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        (folder / "harness_model.h").write_text(_harness_header(sources), encoding="utf-8")
+        header = harness_header(sources.name, sources.inputs, sources.outputs, sources.arena_bytes)
+        (folder / "harness_model.h").write_text(header, encoding="utf-8")
         (folder / "link.ld").write_text(_link_script(board), encoding="utf-8")
         linked = folder / f"{sources.name}.elf"
         tool.build(
@@ -573,7 +362,7 @@ def link_firmware(
         )
         elf = read_elf(linked)
         _check_layers(elf, sources)
-        size = _measure_elf(elf, sources)
+        size = measure_elf(elf, sources.name)
         _check_budget(elf, sources, board, size)
         stack = 0
         if board.emulators:
@@ -581,9 +370,9 @@ def link_firmware(
                 spec.name: np.zeros((1, *spec.shape), np.dtype(spec.dtype))
                 for spec in sources.inputs
             }
-            _, data = _pack_inputs(sources, zeros)
-            execution = _execute(linked, board, None, data, None, 600.0)
-            stack = _unpack_outputs(sources, execution, 1)[1]
+            _, data = pack_inputs(sources.name, sources.inputs, zeros)
+            execution = execute(linked, board, None, data, None, 600.0)
+            stack = unpack_outputs(sources.name, sources.outputs, execution, 1)[1]
             _check_stack(sources, board, stack)
         else:
             stack = board.stack_bytes

@@ -1,8 +1,7 @@
 """Kernels in TIR that multiply straight from packed weights.
 
 One builder makes the kernel of one layer from three parts: the :class:`Geometry`, where a weight
-comes from (:class:`Dense`, :class:`PackedCodes`, :class:`PackedGaps`) and what follows the sum
-(the epilogue: bias, residual, activation).
+comes from (a :data:`Source`) and what follows the sum (the epilogue: bias, residual, activation).
 
 All loop nests go over output channels, then over output pixels in tiles that sit in registers, so
 a weight is loaded once a tile. No padded copy of the input is made: the rows of a window are
@@ -12,9 +11,9 @@ left out when the kernel is made. How a weight is decoded:
 - where all pixels of a channel fit one tile (a product with a vector), at the place where it is
   multiplied: no weight ever lies decoded in memory;
 - else once for each output channel, into a scratch row that all its pixels read: the channel's
-  weights for ``dense_codes``, a list of (input offset, value) of the non-zero ones for
-  ``gap_codes``. The rows of ``gap_codes`` are in the order (kw, kh, input channel), so that what
-  one column of the window multiplies is one piece of the list, whatever rows are clipped.
+  weights for ``dense_codes``, a list of (input offset, value) of the non-zero ones for the sparse
+  layouts. Their rows are in the order (kw, kh, input channel), so that what one column of the
+  window multiplies is one piece of the list, whatever rows are clipped.
 
 No full tensor of weights exists at run time.
 """
@@ -27,14 +26,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import Cast, IntImm
 from tvm.tirx.script import builder as T
 
 from tvm_compress.targets.mcu.geometry import Geometry
 from tvm_compress.targets.mcu.tir import Expr, Register, array, as_int, loop, register, registers
-from tvm_compress.targets.mcu.weights import Dense, PackedGaps, Source
+from tvm_compress.targets.mcu.weights import Dense, Grid, Source, Sparse
 
 __all__ = ["OPAQUE", "Arithmetic", "Epilogue", "build_kernel", "build_stub"]
 
@@ -255,24 +253,26 @@ class _Kernel:
     def _inline(self, o: Expr) -> _Terms:
         """Decode each weight where it is multiplied."""
         source = self.source
-        if not isinstance(source, PackedGaps):
+        if isinstance(source, Grid):
             return self._grid(o, lambda place: source.load(self.weights, o, place))
         base = self._first_input(o)
 
         def terms(row: Expr, column: Expr, rows: _Range, window: _Window) -> _TermIterator:
-            with self._entries(o) as (position, weight):
-                yield (
-                    weight,
-                    lambda t: self._input(base + position.get(), 0, column + t),
-                    window[0][1],
-                )
+            unrolled = _UNROLLED // len(window[0][1])
+            for position, value in source.walk(self.weights, o, unrolled):
+                weight = self._weight(value)
+
+                def pixel(t: int, position: Expr = position) -> Expr:
+                    return self._input(base + position, 0, column + t)
+
+                yield weight, pixel, window[0][1]
 
         return terms
 
     def _prepare(self, o: Expr) -> _Terms:
         """Decode the weights of an output channel into a scratch row."""
-        if isinstance(self.source, PackedGaps):
-            return self._list(o)
+        if isinstance(self.source, Sparse):
+            return self._list(o, self.source)
         if isinstance(self.source, Dense):
             weights = self.weights[0]
             return self._grid(o, lambda place: weights[o, place])
@@ -310,33 +310,13 @@ class _Kernel:
 
         return terms
 
-    @contextmanager
-    def _entries(self, o: Expr) -> Iterator[tuple[Register, Register]]:
-        """Loop over the entries of a row; give registers of (position, weight)."""
-        assert isinstance(self.source, PackedGaps)
-        rows = self.weights[1]
-        position = register("position", "int32", -1)
-        first, count = register("first", "int32"), register("count", "int32")
-        first.set(as_int(rows[o]))
-        count.set(as_int(rows[o + 1]) - first.get())
-        with loop("entry", 0, count.get()) as entry:
-            gap, value = self.source.entry(self.weights, o, first.get() + entry)
-            weight = self._weight(value)
-            position.set(position.get() + gap)
-            yield position, weight
-
-    def _list(self, o: Expr) -> _Terms:
+    def _list(self, o: Expr, source: Sparse) -> _Terms:
         """Decode a channel's entries into a list of (input offset, value), ordered by tap."""
-        g, source = self.g, self.source
-        assert isinstance(source, PackedGaps)
+        g = self.g
         taps = g.kernel[0] * g.kernel[1]
         # At least what may lie on the stack, so that kernels of short lists have one text.
-        longest = int(np.diff(source.packed.row_start.astype(np.int64)).max(initial=0))
-        longest = max(_SHORT_LIST, longest)
-        offsets, values = (
-            array("offsets", longest, "int32"),
-            array("values", longest, self.source.dtype),
-        )
+        longest = max(_SHORT_LIST, source.longest)
+        offsets, values = array("offsets", longest, "int32"), array("values", longest, source.dtype)
         starts = array("starts", taps + 1, "int32")
         length, next_tap = register("length", "int32", 0), register("next_tap", "int32", 0)
         channel_step, row_step, column_step = self._steps()
@@ -346,10 +326,11 @@ class _Kernel:
                 T.buffer_store(starts, length.get(), [next_tap.get() + j])
             next_tap.set(until)
 
-        with self._entries(o) as (position, weight):
+        for position, value in source.walk(self.weights, o, 1):
+            weight = self._weight(value)
             tap, channel = register("tap", "int32"), register("channel", "int32")
-            tap.set(T.truncdiv(position.get(), g.inputs) if taps > 1 else IntImm("int32", 0))
-            channel.set(position.get() - tap.get() * g.inputs)
+            tap.set(T.truncdiv(position, g.inputs) if taps > 1 else IntImm("int32", 0))
+            channel.set(position - tap.get() * g.inputs)
             mark(tap.get() + 1)
             offset = channel.get() * channel_step
             if taps > 1:
@@ -360,7 +341,7 @@ class _Kernel:
                 offset = offset + kw.get() * (g.dilation[1] * column_step)
             T.buffer_store(offsets, offset, [length.get()])
             T.buffer_store(values, Cast(source.dtype, weight.get()), [length.get()])
-            # A filler entry is written too, and overwritten by the next one.
+            # A zero, of a filler or of a block, is written too, and overwritten by the next one.
             length.set(length.get() + as_int(weight.get() != Cast(self.total, IntImm("int32", 0))))
         mark(IntImm("int32", taps + 1))
         base = self._first_input(o) * channel_step

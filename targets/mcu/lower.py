@@ -20,7 +20,15 @@ from tvm import relax, te
 from tvm.tirx import FloatImm
 
 from tvm_compress import edge, ir
-from tvm_compress.layouts import DenseCodes, GapCodes, best_gap_bits
+from tvm_compress.layouts import (
+    BANK_CODE_BITS,
+    WEIGHT_DTYPES,
+    Bank,
+    Block,
+    DenseCodes,
+    GapCodes,
+    best_gap_bits,
+)
 from tvm_compress.ops import CODEBOOK
 from tvm_compress.passes.channels_last import ChannelsLast
 from tvm_compress.targets.mcu.dsp import Preference, dsp_kernel, dsp_kernels, dsp_takes_sum
@@ -42,6 +50,8 @@ from tvm_compress.targets.mcu.mve import mve_kernel
 from tvm_compress.targets.mcu.mve.groups import find_vector_groups
 from tvm_compress.targets.mcu.weights import (
     Dense,
+    PackedBanks,
+    PackedBlocks,
     PackedCodes,
     PackedGaps,
     Source,
@@ -106,7 +116,7 @@ def lower(
 ) -> tuple[tvm.IRModule, dict[str, LoweredLayer]]:
     """Lower a canonical module; ``dsp`` and ``mve`` say which extension the core has.
 
-    ``preference`` is what kernels for the DSP extension are chosen by.
+    ``preference`` is what kernels in assembly are chosen by.
 
     Returns:
         The lowered module (``call_tir`` and ``reshape`` alone are left in ``main``) and what is
@@ -124,8 +134,12 @@ def lower(
         fuse.take_steps(find_dsp_steps(mod, preference.byte_cost))
     if mve:
         # A core with MVE has the DSP extension too.
+        price = (preference or Preference()).byte_cost
         fuse.take_kernels(
-            lambda layers: [mve_kernel(layer) or dsp_kernel(layer) for layer, _ in layers]
+            lambda layers: [
+                mve_kernel(layer, price) or dsp_kernel(layer, byte_cost=price)
+                for layer, _ in layers
+            ]
         )
         fuse.take_steps(find_vector_groups(mod))
     mod = write_parts(fuse.run())
@@ -471,13 +485,19 @@ def choose_layout(parameter: ir.Parameter, geometry: Geometry) -> Source:
         packed = DenseCodes.pack(codes, bits)
         candidates.append((packed.nbytes + centroids.nbytes, PackedCodes(packed, centroids)))
         if not parameter.centroids[..., 0].any() and (codes == 0).any():
-            gaps = _pack_gaps(stream_order(codes, geometry), bits)
+            ordered = stream_order(codes, geometry)
+            gaps = _pack_gaps(ordered, bits)
             candidates.append((gaps.nbytes + centroids.nbytes, PackedGaps(gaps, centroids)))
-    elif dense.dtype == np.float32 and (dense == 0).any():
+            if bits <= BANK_CODE_BITS:
+                banks = Bank.pack(ordered)
+                candidates.append((banks.nbytes + centroids.nbytes, PackedBanks(banks, centroids)))
+    elif dense.dtype in WEIGHT_DTYPES and (dense == 0).any():
         ordered = stream_order(dense, geometry)
         gaps = GapCodes.pack_values(ordered, best_gap_bits(ordered, 0))
         values = gaps.values if gaps.values is not None else dense[:0]
         candidates.append((gaps.nbytes, PackedGaps(gaps, values)))
+        blocks = Block.pack(ordered)
+        candidates.append((blocks.nbytes, PackedBlocks(blocks)))
     # A weight of few elements is smaller than its centroids.
     candidates.append((dense.nbytes, Dense(dense)))
     return min(candidates, key=lambda candidate: candidate[0])[1]

@@ -18,7 +18,7 @@ from tvm_compress.errors import CompressError, OptionError
 from tvm_compress.files import write_whole
 from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Size, Target
 from tvm_compress.targets.mcu.boards import get_board
-from tvm_compress.targets.mcu.dsp import PREFERENCES
+from tvm_compress.targets.mcu.dsp import preference
 from tvm_compress.targets.mcu.firmware import Firmware, ModelSources, Profile, link_firmware
 from tvm_compress.targets.mcu.lower import lower
 from tvm_compress.targets.mcu.program import ARENA_ALIGNMENT, make_program
@@ -49,7 +49,7 @@ def generate(
         UnsupportedError: an operator has no C form.
     """
     check_name(name)
-    lowered = lower(mod, dsp=dsp, mve=mve, preference=PREFERENCES[optimize])
+    lowered = lower(mod, dsp=dsp, mve=mve, preference=preference(optimize))
     return write_sources(make_program(*lowered), name)
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tvm_compress.layouts
-from tvm_compress.layouts import DenseCodes, GapCodes
+from tvm_compress.layouts import Bank, Block, DenseCodes, GapCodes
 
 LAYOUTS = Path(tvm_compress.layouts.__file__).parent
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-g"]
@@ -57,6 +57,20 @@ class Reference:
             packed.data, values, out_count,
         )  # fmt: skip
 
+    def bank(self, packed: Bank, out_count: int | None = None) -> tuple[str, NDArray]:
+        return self._request(
+            3, packed.rows, packed.cols, packed.keep, 0, 0, np.empty(0, np.uint16), packed.data,
+            np.empty(0, np.float32), out_count,
+        )  # fmt: skip
+
+    def block(
+        self, packed: Block, out_count: int | None = None, row_start: NDArray | None = None
+    ) -> tuple[str, NDArray]:
+        start = packed.row_start_stored if row_start is None else row_start
+        return self._request(
+            4, packed.rows, packed.cols, 0, 0, 0, start, packed.gaps, packed.values, out_count
+        )
+
     def _request(
         self, kind: int, rows: int, cols: int, bits: int, gap_bits: int, code_bits: int,
         row_start: NDArray, data: NDArray, values: NDArray, out_count: int | None,
@@ -66,8 +80,8 @@ class Reference:
         assert self.process.stdin is not None
         self.process.stdin.write(
             struct.pack(
-                "<BIIBBBBIIIQ", kind, rows, cols, bits, gap_bits, code_bits, row_start.itemsize,
-                row_start.size, data.size, values.size, count,
+                "<BIIBBBBIIIBQ", kind, rows, cols, bits, gap_bits, code_bits, row_start.itemsize,
+                row_start.size, data.size, len(values), values.itemsize, count,
             )
             + row_start.tobytes() + data.tobytes() + values.tobytes()
         )  # fmt: skip
@@ -75,7 +89,7 @@ class Reference:
         status, length = self._read(2)
         text = self._read(length).decode()
         assert (status == 0) == (text == "The matrix was unpacked.")
-        dtype = np.dtype(np.float32 if kind == 2 else np.uint8)
+        dtype = values.dtype if kind in (2, 4) else np.dtype(np.uint8)
         out = np.frombuffer(self._read(count * dtype.itemsize), dtype)
         return text, out.reshape(rows, cols) if out_count is None else out
 

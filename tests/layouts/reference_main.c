@@ -1,7 +1,8 @@
 /* Test harness: decodes framed requests from stdin with the reference decoders until end of file.
  *
- * Request:  "<BIIBBBBIIIQ" kind, rows, cols, bits, gap_bits, code_bits, row_start_width,
- *           row_start_count, data_bytes, values_count, out_count; then the three arrays.
+ * Request:  "<BIIBBBBIIIBQ" kind, rows, cols, bits (or keep), gap_bits, code_bits,
+ *           row_start_width, row_start_count, data_bytes, values_count, value_bytes, out_count;
+ *           then the three arrays.
  * Response: one byte of status, the length of its text in one byte, the text, and out_count
  *           elements. Every array is its own exact malloc, so the sanitizer sees a byte too far.
  */
@@ -35,16 +36,17 @@ static void *take(size_t size)
 
 int main(void)
 {
-    unsigned char head[33];
+    unsigned char head[34];
 
     while (fread(head, 1, sizeof head, stdin) == sizeof head) {
         unsigned kind = head[0], start_width = head[12];
         size_t start_count = (size_t)number(head + 13, 4), data_bytes = (size_t)number(head + 17, 4);
-        size_t values_count = (size_t)number(head + 21, 4), out_count = (size_t)number(head + 25, 8);
-        size_t out_size = out_count * (kind == 2 ? sizeof(float) : 1);
+        size_t values_count = (size_t)number(head + 21, 4), out_count = (size_t)number(head + 26, 8);
+        size_t value_bytes = head[25], lanes = kind == 4 ? 4 : 1;
+        size_t out_size = out_count * (kind == 2 || kind == 4 ? value_bytes : 1);
         void *start = take(start_count * start_width);
         uint8_t *data = take(data_bytes);
-        float *values = take(values_count * sizeof(float));
+        void *values = take(values_count * lanes * value_bytes);
         void *out = out_size > 0 ? calloc(1, out_size) : NULL;
         tc_layout_status status;
         const char *text;
@@ -57,6 +59,27 @@ int main(void)
             packed.data = data;
             packed.data_bytes = data_bytes;
             status = tc_dense_codes_unpack(&packed, out, out_count);
+        } else if (kind == 3) {
+            tc_bank packed = {0};
+            packed.rows = (uint32_t)number(head + 1, 4);
+            packed.cols = (uint32_t)number(head + 5, 4);
+            packed.keep = head[9];
+            packed.data = data;
+            packed.data_bytes = data_bytes;
+            status = tc_bank_unpack(&packed, out, out_count);
+        } else if (kind == 4) {
+            tc_block packed = {0};
+            packed.rows = (uint32_t)number(head + 1, 4);
+            packed.cols = (uint32_t)number(head + 5, 4);
+            packed.row_start16 = start_width == 2 ? start : NULL;
+            packed.row_start32 = start_width == 4 ? start : NULL;
+            packed.row_start_count = start_count;
+            packed.gaps = data;
+            packed.gaps_count = data_bytes;
+            packed.values = values;
+            packed.values_count = values_count;
+            packed.value_bytes = (uint8_t)value_bytes;
+            status = tc_block_unpack(&packed, out, out_count);
         } else {
             tc_gap_codes packed = {0};
             packed.rows = (uint32_t)number(head + 1, 4);
@@ -70,6 +93,7 @@ int main(void)
             packed.data_bytes = data_bytes;
             packed.values = values;
             packed.values_count = values_count;
+            packed.value_bytes = (uint8_t)value_bytes;
             status = kind == 1 ? tc_gap_codes_unpack(&packed, out, out_count)
                                : tc_gap_values_unpack(&packed, out, out_count);
         }

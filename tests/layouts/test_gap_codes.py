@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tvm_compress.errors import DataError, OptionError
-from tvm_compress.layouts import GapCodes, best_gap_bits, gap_codes
+from tvm_compress.layouts import GapCodes, best_gap_bits, relative
 
 if TYPE_CHECKING:
     from tests.layouts.conftest import Reference
@@ -20,7 +20,7 @@ Case = tuple[NDArray[Any], int, int]  # matrix, gap_bits, code_bits
 
 @st.composite
 def sparse(draw: st.DrawFn, max_cols: int = 60) -> Case:
-    """A matrix of any density, gap_bits and code_bits; float32 where code_bits is 0."""
+    """A matrix of any density, gap_bits and code_bits; plain numbers where code_bits is 0."""
     gap_bits = draw(st.integers(1, 8))
     code_bits = draw(st.integers(0, 8))
     # Wide rows, so that gaps pass 2**gap_bits with narrow and with wide fields.
@@ -30,7 +30,12 @@ def sparse(draw: st.DrawFn, max_cols: int = 60) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kept = rng.random(shape) < density
     if code_bits == 0:
-        matrix = np.where(kept, rng.normal(size=shape), 0).astype(np.float32)
+        dtype = draw(st.sampled_from([np.float32, np.int8, np.int16]))
+        values = rng.normal(size=shape)
+        if dtype != np.float32:
+            limits = np.iinfo(dtype)
+            values = rng.integers(limits.min, limits.max + 1, shape)
+        matrix = np.where(kept, values, 0).astype(dtype)
     else:
         matrix = np.where(kept, rng.integers(1, 2**code_bits, shape), 0).astype(np.uint8)
     return matrix, gap_bits, code_bits
@@ -82,7 +87,7 @@ def test_bytes_and_round_trip(case: Case) -> None:
     assert packed.fillers == sum(weight == 0 for _, weight in flat)
     if code_bits == 0:
         assert packed.values is not None
-        assert packed.values.dtype == np.float32
+        assert packed.values.dtype == matrix.dtype
         assert packed.values.tolist() == [weight for _, weight in flat]
 
     out = packed.unpack()
@@ -132,7 +137,7 @@ def test_best_gap_bits_sees_row_start_widen() -> None:
 def test_chunks_join_without_a_seam(case: Case, rows: int) -> None:
     whole = pack(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gap_codes, "_CHUNK_WEIGHTS", rows * case[0].shape[1])
+        patch.setattr(relative, "_CHUNK_WEIGHTS", rows * case[0].shape[1])
         packed = pack(case)
         np.testing.assert_array_equal(packed.unpack(), case[0])
         assert best_gap_bits(case[0], case[2]) in range(1, 9)
@@ -195,7 +200,7 @@ def test_damage_gives_the_same_verdict_in_c_and_numpy(
         start[at] = data.draw(st.integers(0, 2**32 - 1) | st.integers(0, 20))
         values = packed.values
         if values is not None and int(start[-1]) <= 200:
-            values = np.resize(np.append(values, np.float32(1)), int(start[-1]))
+            values = np.resize(np.append(values, values.dtype.type(1)), int(start[-1]))
         packed = dataclasses.replace(packed, row_start=start, values=values)
     elif what == "cut":
         cut = data.draw(st.integers(1, packed.data.size - 1))
@@ -230,6 +235,8 @@ def test_reference_c_checks_its_arguments(reference: Reference) -> None:
         with_values = replace(packed, **bad, values=np.zeros(3, np.float32))
         assert text(with_values, values_kind=False).startswith("A bit width is out of range")
     assert text(valued, values_kind=False).startswith("A bit width is out of range")
+    odd = replace(valued, values=valued.values.astype(np.float64))
+    assert text(odd).startswith("A bit width is out of range")
     with_values = replace(packed, values=np.zeros(3, np.float32))
     assert text(with_values, values_kind=True).startswith("A bit width is out of range")
     assert text(packed, out_count=8).startswith("The output is too small")
@@ -280,7 +287,9 @@ def test_wrong_dtype() -> None:
         with pytest.raises(DataError, match=r"^The codes are int64; expected .* of uint8\. Conv"):
             call()
     for call in (lambda: GapCodes.pack_values(codes, 4), lambda: best_gap_bits(codes, 0)):
-        with pytest.raises(DataError, match=r"^The weights are int64; expected .* of float32\. C"):
+        with pytest.raises(
+            DataError, match=r"^The weights are int64; expected .* of float32, int8 or int16\. C"
+        ):
             call()
 
 
@@ -303,6 +312,8 @@ def test_code_too_large() -> None:
 def test_weights_that_are_not_numbers(value: float) -> None:
     with pytest.raises(DataError, match=r"^The weights hold NaN or infinity; expected.*Mend the"):
         GapCodes.pack_values(np.array([[0, value]], np.float32), 2)
+    with pytest.raises(DataError, match=r"^The weights hold NaN or infinity; expected.*Mend the"):
+        best_gap_bits(np.array([[0, value]], np.float32), 0)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +365,9 @@ def test_damaged_position(row: int) -> None:
 def test_damaged_values() -> None:
     shared = GapCodes.pack(np.eye(2, dtype=np.uint8), 2, 2)
     valued = GapCodes.pack_values(np.eye(2, dtype=np.float32), 2)
-    expected = r"expected float32 of shape \(2,\) with code_bits = 0\. The data is damaged"
+    expected = (
+        r"expected float32, int8 or int16 of shape \(2,\) with code_bits = 0\. The data is damaged"
+    )
     for values, found in (
         (None, "None"),
         (np.zeros(1, np.float32), r"float32 of shape \(1,\)"),

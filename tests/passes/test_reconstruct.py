@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tvm.relax import op
 import tvm_compress as tc
 from examples.digits.data import DigitsSplit
 from tests.training.nets import dense_net, module
-from tvm_compress import ir
+from tvm_compress import ir, qdq
 from tvm_compress.errors import OptionError, PassError
 from tvm_compress.passes import BlockPrune, Prune, Reconstruct, RemoveChannels, ShareWeights
 from tvm_compress.targets import reference
@@ -77,6 +78,77 @@ def test_small_layers_and_patterns() -> None:
     first, second = (ir.parameters(made)[name] for name in ("w1", "w2"))
     assert first.centroids is not None and first.centroids.size == 2
     assert (second.codes == 0).sum() == 6
+
+
+def _of_other_sizes(columns: int) -> tvm.IRModule:
+    """Give a product whose output channels differ in size by a factor of 10,000."""
+    weight = np.random.default_rng(3).normal(size=(6, columns)).astype(np.float32)
+    weight *= np.logspace(-2, 2, columns).astype(np.float32)
+    return tc.load(module({"x": (1, 6)}, {"w": weight}, op.matmul))
+
+
+def test_channels_share_numbers_with_a_scale_for_each() -> None:
+    made = Reconstruct(0.25, 3, small=0.0, scale="channel").on(X)(_of_other_sizes(8))
+    found = ir.parameters(made)["w"]
+    assert found.centroids is not None and found.codes is not None
+    assert found.centroids.shape == (1, 8, 8) and found.codes.shape == (6, 8)
+    assert (found.codes == 0).sum() == 12 and not found.centroids[..., 0].any()
+    table = found.centroids[0].astype(np.float64)
+    numbers = 127 * table / np.abs(table).max(1, keepdims=True)
+    np.testing.assert_allclose(numbers, np.rint(numbers), atol=1e-3)
+    np.testing.assert_array_equal(np.rint(numbers), np.rint(numbers[:1]).repeat(8, 0))
+
+
+def test_channels_of_other_sizes_need_scales_of_their_own() -> None:
+    mod = _of_other_sizes(16)
+    errors = []
+    for scale in ("tensor", "channel"):
+        made = Reconstruct(0.0, 3, small=0.0, damping=0.01, scale=scale).on(X)(mod)
+        value, was = (ir.parameters(m)["w"].value for m in (made, mod))
+        change = X.astype(np.float64) @ (value - was)
+        errors.append(np.mean((change**2).sum(0) / ((X @ was) ** 2).sum(0)))
+    assert errors[1] < 0.02 and errors[0] > 0.5
+
+
+def test_a_convolutions_channels_have_scales_along_their_axis() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(12, 4, 6, 6)).astype(np.float32)
+    weight = rng.normal(size=(6, 2, 3, 3)).astype(np.float32)
+    call = functools.partial(op.nn.conv2d, groups=2)
+    mod = tc.load(module({"x": (1, 4, 6, 6)}, {"w": weight}, call))
+    made = Reconstruct(0.0, 4, small=0.0, scale="channel").on(x)(mod)
+    found = ir.parameters(made)["w"]
+    assert found.centroids is not None and found.centroids.shape == (6, 1, 1, 1, 16)
+    assert error(made, mod, x) < 0.02 * error(made, Prune(1.0)(mod), x)
+
+
+def test_quantize_makes_one_codebook_of_int8_of_channels_that_share_numbers() -> None:
+    mod = dense_net(softmax=False)
+    shared = Reconstruct(0.5, 3, small=0.0, scale="channel").on(X)(mod)
+    quantised = tc.quantize(shared, X)
+    for name in ("w1", "w2"):
+        before, after = (ir.parameters(m)[name] for m in (shared, quantised))
+        assert after.centroids is not None and before.centroids is not None
+        assert after.centroids.dtype == np.int8 and after.centroids.shape == (8,)
+        np.testing.assert_array_equal(after.codes, before.codes)
+        real = qdq.integer_parameters(quantised)[name].scale * after.value
+        np.testing.assert_allclose(real, before.value, rtol=1e-5)
+
+
+def test_a_row_of_zeros_and_few_values_keep_theirs() -> None:
+    weight = np.zeros((6, 3), np.float32)
+    weight[:, 1], weight[2:, 2] = [1, 0.5, 0, -1, 1, -0.5], -2.0
+    mod = tc.load(module({"x": (1, 6)}, {"w": weight}, op.matmul))
+    made = Reconstruct(0.0, 3, small=0.0, scale="channel").on(X)(mod)
+    np.testing.assert_allclose(ir.parameters(made)["w"].value, weight, atol=2.0 / 127)
+
+
+def test_without_sparsity_the_zeros_that_there_are_stay() -> None:
+    pruned = Prune(0.5)(dense_net())
+    made = Reconstruct(0.0, 3, small=0.0).on(X)(pruned)
+    for name, weight in ir.weights(pruned).items():
+        codes = ir.parameters(made)[name].codes
+        np.testing.assert_array_equal(codes == 0, weight.parameter.value == 0)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (1, 2), (3, 2), (4, 3)])
@@ -202,6 +274,7 @@ def test_refuses_options() -> None:
         ({"small": 2.0}, "small is 2.0; expected a number from 0 to 1."),
         ({"block": 0}, "a block has 0 inputs; expected a whole number from 1 on."),
         ({"outputs": -2}, "a block has -2 outputs; expected a whole number from 1 on."),
+        ({"scale": "row"}, "the scale is row; expected tensor or channel."),
         ({"damping": 0.0}, "the damping is 0.0; expected a number above 0, such as 0.1."),
         (
             {"bits": 9},

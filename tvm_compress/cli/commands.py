@@ -68,9 +68,18 @@ _Fallback = Annotated[
 _Optimize = Annotated[
     str,
     typer.Option(
-        metavar="WHAT", help="speed, balanced or size: how flash is weighed against instructions."
+        metavar="WHAT",
+        help="speed, balanced, size, or the instructions that a byte of flash is worth.",
     ),
 ]
+
+
+def _price(text: str) -> str | float:
+    """Give the number that ``--optimize`` holds, or its word."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def main() -> None:
@@ -660,7 +669,7 @@ def build(
         out_dir=output,
         toolchain=toolchain,
         fallback=fallback,
-        optimize=optimize,
+        optimize=_price(optimize),
     )
     # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
@@ -720,7 +729,7 @@ def run(
     mod = _load(model, shape)
     inputs = _inputs(mod, input, random)
     artifact = build(
-        mod, target, board=board, toolchain=toolchain, fallback=fallback, optimize=optimize
+        mod, target, board=board, toolchain=toolchain, fallback=fallback, optimize=_price(optimize)
     )
     # First what may be refused.
     counted = artifact.profile(inputs, engine=engine) if profile else None

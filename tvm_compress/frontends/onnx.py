@@ -14,7 +14,9 @@ import tvm
 from tvm_compress import edge
 from tvm_compress.errors import ModelFormatError, UnsupportedError
 from tvm_compress.frontends.named import bind_parameters, check_shapes
-from tvm_compress.frontends.onnx_integers import INTEGER_CONVERTERS, inferred, to_qdq
+from tvm_compress.frontends.onnx_integers import to_qdq
+from tvm_compress.frontends.onnx_integers.graph import inferred
+from tvm_compress.frontends.onnx_integers.int32 import INTEGER_CONVERTERS
 
 __all__ = ["import_bytes", "import_model"]
 

@@ -7,12 +7,25 @@ always fill exactly ``bits`` bytes, which is what both functions below work by.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tvm_compress.errors import DataError, OptionError
 
-__all__ = ["check_codes", "check_matrix", "check_width", "pack_bits", "unpack_bits"]
+__all__ = [
+    "WEIGHT_DTYPES",
+    "check_codes",
+    "check_matrix",
+    "check_weights",
+    "check_width",
+    "pack_bits",
+    "unpack_bits",
+]
+
+# What weights that share no centroids may be: those of float networks, and of networks in integers.
+WEIGHT_DTYPES = (np.float32, np.int8, np.int16)
 
 # Groups of eight values worked on at once: the uint32 temporaries stay at a few MB, inside cache,
 # whatever the size of the tensor.
@@ -28,21 +41,22 @@ def check_width(name: str, value: int, low: int, high: int) -> None:
         )
 
 
-def check_matrix(what: str, array: object, dtype: type[np.generic]) -> None:
-    """Raise :class:`DataError` unless ``array`` is a non-empty matrix of ``dtype``.
+def check_matrix(what: str, array: object, *dtypes: type[np.generic]) -> None:
+    """Raise :class:`DataError` unless ``array`` is a non-empty matrix of one of ``dtypes``.
 
     Args:
         what: The plural that the message begins with ("codes", "weights").
         array: Any object; accepted is a numpy array (rows, cols) with fewer than 2**32 elements,
             so that every index into it fits the uint32 of the C side.
-        dtype: The element type expected.
+        dtypes: The element types that are taken.
     """
-    name = np.dtype(dtype).name
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+    names = [np.dtype(dtype).name for dtype in dtypes]
+    if not isinstance(array, np.ndarray) or array.dtype not in dtypes:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise DataError(
-            f"The {what} are {found}; expected a numpy array of {name}. "
-            f"Convert them with numpy.asarray(..., dtype=numpy.{name})."
+            f"The {what} are {found}; expected a numpy array of "
+            f"{' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}. "
+            f"Convert them with numpy.asarray(..., dtype=numpy.{names[0]})."
         )
     if array.ndim != 2 or array.size == 0:
         raise DataError(
@@ -53,6 +67,21 @@ def check_matrix(what: str, array: object, dtype: type[np.generic]) -> None:
         raise DataError(
             f"The {what} have {array.size} elements; expected fewer than 2**32, for the packed "
             "form counts in uint32. Split the matrix by rows."
+        )
+
+
+def check_weights(weights: NDArray[Any]) -> None:
+    """Raise :class:`DataError` unless ``weights`` are a non-empty matrix of finite numbers.
+
+    Args:
+        weights: Any object; accepted is a numpy array as of :func:`check_matrix`, of float32, int8
+            or int16.
+    """
+    check_matrix("weights", weights, *WEIGHT_DTYPES)
+    if not np.isfinite(weights).all():
+        raise DataError(
+            "The weights hold NaN or infinity; expected finite numbers. Mend the model before it "
+            "is packed."
         )
 
 

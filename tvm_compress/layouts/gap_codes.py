@@ -10,8 +10,8 @@ there. A distance over ``2**gap_bits`` is bridged by filler entries with the lar
 code 0. ``row_start[r] .. row_start[r+1]`` are the entries of row ``r``. The string ends with two
 zero bytes, so that a kernel may read three bytes at the start of any entry.
 
-With ``code_bits == 0`` the weights are pruned but not shared, and ``values`` holds one float32 an
-entry, 0.0 for a filler.
+With ``code_bits == 0`` the weights are pruned but not shared, and ``values`` holds one number an
+entry, 0 for a filler: float32, or int8 or int16 of a network in integers.
 
 Source: Han, Mao, Dally, "Deep Compression", section 2 (arXiv 1510.00149). ``reference.c`` holds
 the same decoder in C99.
@@ -19,7 +19,6 @@ the same decoder in C99.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +27,21 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import DataError
 from tvm_compress.layouts.bits import (
+    WEIGHT_DTYPES,
     check_codes,
     check_matrix,
+    check_weights,
     check_width,
     pack_bits,
     unpack_bits,
+)
+from tvm_compress.layouts.relative import (
+    check_row_start,
+    distances,
+    relative_entries,
+    row_start_dtype,
+    row_starts,
+    spans,
 )
 
 __all__ = ["GapCodes", "best_gap_bits"]
@@ -41,13 +50,10 @@ __all__ = ["GapCodes", "best_gap_bits"]
 # three bytes, and a kernel reads all three without asking.
 STREAM_PADDING_BYTES = 2
 
-# Weights worked on at once: positions are int64, eight times the size of the codes.
-_CHUNK_WEIGHTS = 1 << 21
-
 
 @dataclass(frozen=True, eq=False)
 class GapCodes:
-    """A sparse matrix of codes (or of float32 values), stored by distances between non-zeros.
+    """A sparse matrix of codes (or of plain numbers), stored by distances between non-zeros.
 
     Attributes:
         rows: Number of rows (output channels).
@@ -56,7 +62,7 @@ class GapCodes:
         code_bits: Width of a code, 1 to 8, or 0 where ``values`` are stored instead.
         row_start: Array (rows + 1,) of uint32, index of the first entry of each row.
         data: Array of uint8, the bit string and its two bytes of padding.
-        values: Array (entries,) of float32 where ``code_bits`` is 0, else None.
+        values: Array (entries,) of float32, int8 or int16 where ``code_bits`` is 0, else None.
     """
 
     rows: int
@@ -65,7 +71,7 @@ class GapCodes:
     code_bits: int
     row_start: NDArray[np.uint32]
     data: NDArray[np.uint8]
-    values: NDArray[np.float32] | None = None
+    values: NDArray[Any] | None = None
 
     @classmethod
     def pack(cls, codes: NDArray[np.uint8], gap_bits: int, code_bits: int) -> GapCodes:
@@ -92,7 +98,7 @@ class GapCodes:
         check_codes(codes, code_bits)
         words: list[NDArray[np.uint16]] = []
         counts: list[NDArray[np.int64]] = []
-        for stored, gaps, places, row_entries in _entries(codes, gap_bits):
+        for stored, gaps, places, row_entries in relative_entries(codes, gap_bits):
             gaps[places] |= stored.astype(np.uint16) << np.uint16(gap_bits)
             words.append(gaps)
             counts.append(row_entries)
@@ -101,12 +107,12 @@ class GapCodes:
         return cls(rows, cols, gap_bits, code_bits, row_start, data)
 
     @classmethod
-    def pack_values(cls, weights: NDArray[np.float32], gap_bits: int) -> GapCodes:
+    def pack_values(cls, weights: NDArray[Any], gap_bits: int) -> GapCodes:
         """Pack pruned weights that share no centroids; ``code_bits`` becomes 0.
 
         Args:
-            weights: Array (rows, cols) of finite float32. Both zeros, 0.0 and -0.0, are dropped
-                and come back as 0.0.
+            weights: Array (rows, cols) of finite float32, of int8 or of int16. Both zeros, 0.0 and
+                -0.0, are dropped and come back as 0.0.
             gap_bits: Width of a gap, 1 to 8.
 
         Raises:
@@ -114,17 +120,12 @@ class GapCodes:
             DataError: ``weights`` has another shape or dtype, or is not finite everywhere.
         """
         check_width("gap_bits", gap_bits, 1, 8)
-        check_matrix("weights", weights, np.float32)
+        check_weights(weights)
         words: list[NDArray[np.uint16]] = []
         counts: list[NDArray[np.int64]] = []
-        values: list[NDArray[np.float32]] = []
-        for stored, gaps, places, row_entries in _entries(weights, gap_bits):
-            if not np.isfinite(stored).all():
-                raise DataError(
-                    "The weights hold NaN or infinity; expected finite numbers. Mend the model "
-                    "before it is packed."
-                )
-            block = np.zeros(gaps.size, np.float32)
+        values: list[NDArray[Any]] = []
+        for stored, gaps, places, row_entries in relative_entries(weights, gap_bits):
+            block = np.zeros(gaps.size, weights.dtype)
             block[places] = stored
             words.append(gaps)
             counts.append(row_entries)
@@ -134,7 +135,7 @@ class GapCodes:
         return cls(rows, cols, gap_bits, 0, row_start, data, np.concatenate(values))
 
     def unpack(self) -> NDArray[Any]:
-        """Return the dense matrix (rows, cols): uint8 codes, or float32 where ``code_bits`` is 0.
+        """Return the dense matrix (rows, cols): uint8 codes, or ``values`` in their places.
 
         Raises:
             OptionError: ``gap_bits`` or ``code_bits`` is out of range.
@@ -142,36 +143,16 @@ class GapCodes:
                 or ``values`` is too short, or a position lies beyond ``cols``.
         """
         words = self._words()
-        gap_mask = np.uint16(2**self.gap_bits - 1)
-        dtype = np.float32 if self.values is not None else np.uint8
-        out = np.zeros((self.rows, self.cols), dtype)
-        step = max(1, _CHUNK_WEIGHTS // self.cols)
-        for first in range(0, self.rows, step):
-            last = min(first + step, self.rows)
-            starts = self.row_start[first : last + 1].astype(np.int64)
-            begin, end = int(starts[0]), int(starts[-1])
-            if begin == end:
-                continue
-            per_row = np.diff(starts)
-            travelled = np.concatenate(
-                ([0], np.cumsum((words[begin:end] & gap_mask).astype(np.int64) + 1))
+        out = np.zeros(
+            (self.rows, self.cols), np.uint8 if self.values is None else self.values.dtype
+        )
+        gaps = words & np.uint16(2**self.gap_bits - 1)
+        for span in spans("gap_codes", gaps, self.row_start, self.cols):
+            entries = slice(span.begin, span.end)
+            stored = words[entries] >> np.uint16(self.gap_bits)
+            out[span.first : span.last].reshape(-1)[span.flat] = (
+                stored if self.values is None else self.values[entries]
             )
-            row_base = travelled[starts[:-1] - begin]
-            position = travelled[1:] - np.repeat(row_base, per_row) - 1
-            beyond = position >= self.cols
-            if beyond.any():
-                entry = int(beyond.argmax())
-                row = first + int(np.searchsorted(starts - begin, entry, side="right")) - 1
-                raise DataError(
-                    f"Row {row} of gap_codes reaches position {position[entry]}; expected at most "
-                    f"{self.cols - 1}, for the matrix has {self.cols} columns. The data is "
-                    "damaged: pack the weights again."
-                )
-            flat = position + np.repeat(np.arange(last - first) * self.cols, per_row)
-            if self.values is not None:
-                out[first:last].reshape(-1)[flat] = self.values[begin:end]
-            else:
-                out[first:last].reshape(-1)[flat] = words[begin:end] >> np.uint16(self.gap_bits)
         return out
 
     @property
@@ -194,31 +175,20 @@ class GapCodes:
     @property
     def row_start_stored(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """``row_start`` as it lies in flash: uint16 below 65536 entries, else uint32."""
-        return self.row_start.astype(_row_start_dtype(self.entries))
+        return self.row_start.astype(row_start_dtype(self.entries))
 
     @property
     def nbytes(self) -> int:
         """Bytes that lie in flash: the stream, ``row_start`` as stored, and ``values``."""
         values_bytes = 0 if self.values is None else self.values.nbytes
-        row_start_bytes = self.row_start.size * _row_start_dtype(self.entries).itemsize
+        row_start_bytes = self.row_start.size * row_start_dtype(self.entries).itemsize
         return int(self.data.nbytes + row_start_bytes + values_bytes)
 
     def _words(self) -> NDArray[np.uint16]:
         """Check the fields against each other and return all entries, (entries,) of uint16."""
         check_width("gap_bits", self.gap_bits, 1, 8)
         check_width("code_bits", self.code_bits, 0, 8)
-        start = self.row_start
-        if (
-            start.dtype != np.uint32
-            or start.shape != (self.rows + 1,)
-            or int(start[0]) != 0
-            or bool((start[1:] < start[:-1]).any())
-        ):
-            raise DataError(
-                f"row_start of gap_codes is not a list of {self.rows + 1} uint32 that begins at 0 "
-                "and never falls; expected the first entry of every row and the number of "
-                "entries. The data is damaged: pack the weights again."
-            )
+        check_row_start("gap_codes", self.row_start, self.rows)
         width = self.gap_bits + self.code_bits
         need = -(-self.entries * width // 8) + STREAM_PADDING_BYTES
         if self.data.dtype != np.uint8 or self.data.ndim != 1 or self.data.size < need:
@@ -229,14 +199,15 @@ class GapCodes:
             )
         if (self.values is None) == (self.code_bits == 0) or (
             self.values is not None
-            and (self.values.dtype != np.float32 or self.values.shape != (self.entries,))
+            and (self.values.dtype not in WEIGHT_DTYPES or self.values.shape != (self.entries,))
         ):
             found = (
                 "None"
                 if self.values is None
                 else f"{self.values.dtype} of shape {self.values.shape}"
             )
-            expected = f"float32 of shape ({self.entries},)" if self.code_bits == 0 else "None"
+            numbers = f"float32, int8 or int16 of shape ({self.entries},)"
+            expected = numbers if self.code_bits == 0 else "None"
             raise DataError(
                 f"The values of gap_codes are {found}; expected {expected} with code_bits = "
                 f"{self.code_bits}. The data is damaged: pack the weights again."
@@ -251,13 +222,13 @@ def best_gap_bits(codes_or_weights: NDArray[Any], code_bits: int) -> int:
     so nothing is packed.
 
     Args:
-        codes_or_weights: Array (rows, cols) of uint8 codes, or of float32 weights where
-            ``code_bits`` is 0.
+        codes_or_weights: Array (rows, cols) of uint8 codes, or of float32, int8 or int16 weights
+            where ``code_bits`` is 0.
         code_bits: Width of a code, 0 to 8.
 
     Raises:
         OptionError: ``code_bits`` is outside 0..8.
-        DataError: The array has another shape or dtype.
+        DataError: The array has another shape or dtype, or is not finite everywhere.
 
     >>> best_gap_bits(np.eye(16, dtype=np.uint8), 4)  # row 15 is a distance of 16
     4
@@ -266,71 +237,29 @@ def best_gap_bits(codes_or_weights: NDArray[Any], code_bits: int) -> int:
     if code_bits:
         check_matrix("codes", codes_or_weights, np.uint8)
     else:
-        check_matrix("weights", codes_or_weights, np.float32)
+        check_weights(codes_or_weights)
     rows, cols = codes_or_weights.shape
     histogram = np.zeros(cols + 1, np.int64)
-    for _, _, distance in _distances(codes_or_weights):
+    for _, _, distance in distances(codes_or_weights):
         counted = np.bincount(distance)
         histogram[: counted.size] += counted
-    distances = np.arange(1, cols + 1)
+    lengths = np.arange(1, cols + 1)
 
     def nbytes(gap_bits: int) -> int:
         # A distance d takes one entry and (d - 1) >> gap_bits fillers before it.
-        entries = int(np.sum(histogram[1:] * (1 + ((distances - 1) >> gap_bits))))
+        entries = int(np.sum(histogram[1:] * (1 + ((lengths - 1) >> gap_bits))))
         stream = -(-entries * (gap_bits + code_bits) // 8) + STREAM_PADDING_BYTES
-        values = 4 * entries if code_bits == 0 else 0
-        row_start_bytes = (int(rows) + 1) * _row_start_dtype(entries).itemsize
+        values = codes_or_weights.itemsize * entries if code_bits == 0 else 0
+        row_start_bytes = (int(rows) + 1) * row_start_dtype(entries).itemsize
         return stream + row_start_bytes + values
 
     return min(range(1, 9), key=nbytes)
-
-
-def _row_start_dtype(entries: int) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if entries < 65536 else np.uint32)
-
-
-def _distances(
-    matrix: NDArray[Any],
-) -> Iterator[tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]]:
-    """Walk over blocks of rows: (block, flat index, distance to the one before) of non-zeros."""
-    rows, cols = matrix.shape
-    step = max(1, _CHUNK_WEIGHTS // cols)
-    for first in range(0, rows, step):
-        block = np.ascontiguousarray(matrix[first : first + step])
-        flat = np.flatnonzero(block)
-        distance = np.empty_like(flat)
-        # The walk of a row begins one before its first weight.
-        row_begin = flat - flat % cols
-        distance[:1] = flat[:1] + 1 - row_begin[:1]
-        distance[1:] = flat[1:] - np.maximum(flat[:-1], row_begin[1:] - 1)
-        yield block, flat, distance
-
-
-def _entries(
-    matrix: NDArray[Any], gap_bits: int
-) -> Iterator[tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]]:
-    """Walk over blocks of rows: (stored weights, gap of every entry, their entries, row counts).
-
-    ``gaps`` holds all entries, fillers too; the i-th stored weight is entry ``places[i]``.
-    """
-    cols = matrix.shape[1]
-    for block, flat, distance in _distances(matrix):
-        needed = 1 + ((distance - 1) >> gap_bits)
-        places = np.cumsum(needed) - 1
-        total = int(places[-1]) + 1 if places.size else 0
-        gaps = np.full(total, 2**gap_bits - 1, np.uint16)
-        gaps[places] = (distance - 1) & (2**gap_bits - 1)
-        # bincount sums in float64, exact far beyond any count here.
-        row_entries = np.bincount(flat // cols, weights=needed, minlength=block.shape[0])
-        yield block.reshape(-1)[flat], gaps, places, row_entries.astype(np.int64)
 
 
 def _stream(
     words: list[NDArray[np.uint16]], counts: list[NDArray[np.int64]], width: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     """Join the blocks: ``row_start`` and the padded bit string."""
-    per_row = np.concatenate(counts)
-    row_start = np.zeros(per_row.size + 1, np.uint32)
-    row_start[1:] = np.cumsum(per_row)
     stream = pack_bits(np.concatenate(words), width)
-    return row_start, np.concatenate([stream, np.zeros(STREAM_PADDING_BYTES, np.uint8)])
+    padding = np.zeros(STREAM_PADDING_BYTES, np.uint8)
+    return row_starts(counts), np.concatenate([stream, padding])

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm_compress.targets.artifact import Optimize
+from tvm_compress.targets.artifact import Goal, Optimize
 from tvm_compress.targets.mcu.dsp.coded import DECODER_BYTES, share_codes
 from tvm_compress.targets.mcu.dsp.convolution import BYTE_COST, SCARCE, Convolution
 from tvm_compress.targets.mcu.dsp.depthwise import Depthwise
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.dsp.residual import Addition
 
-__all__ = ["PREFERENCES", "Preference", "dsp_kernel", "dsp_kernels", "dsp_takes_sum"]
+__all__ = [
+    "PREFERENCES",
+    "Preference",
+    "dsp_kernel",
+    "dsp_kernels",
+    "dsp_takes_sum",
+    "preference",
+]
 
 Kernel = Convolution | Depthwise
 
@@ -32,11 +39,18 @@ class Preference:
 
 # At four times the last price flash falls by less than 0.5 % in the four networks of MLPerf Tiny,
 # and instructions rise by up to 14 %.
-PREFERENCES: dict[Optimize, Preference] = {
+PREFERENCES: dict[Goal, Preference] = {
     "speed": Preference(1.0),
     "balanced": Preference(),
     "size": Preference(1024.0, coded=True),
 }
+
+
+def preference(optimize: Optimize) -> Preference:
+    """Give what ``build(optimize=)`` asks for; a number is the price of a byte itself."""
+    if isinstance(optimize, str):
+        return PREFERENCES[optimize]
+    return Preference(float(optimize), coded=True)
 
 
 def dsp_kernel(

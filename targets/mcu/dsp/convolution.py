@@ -1,15 +1,15 @@
 """Int8 convolutions and products for Cortex-M with the DSP extension, layer by layer.
 
-One function computes a layer whole: it widens pixels to 16 bits and lays out a tile of them in the
-order in which :class:`~tvm_compress.targets.mcu.dsp.product.Product` loads them, for all output
-channels together. Where windows overlap, padded rows are widened into a ring first, and the tile
-gathers its windows out of it: no tensor of windows is ever made. Rows and columns outside the
-image hold the input's zero point.
+One function computes a layer whole: it lays out a tile of pixels in the order in which the product
+loads them, for all output channels together. :class:`~tvm_compress.targets.mcu.dsp.product.Product`
+takes them widened to 16 bits, :class:`~tvm_compress.targets.mcu.dsp.sparse.SparseProduct`, of
+weights with many zeros, two in a word. Where windows overlap, padded rows are widened (or copied)
+into a ring first, and the tile gathers its windows out of it: no tensor of windows is ever made.
+Rows and columns outside the image hold the input's zero point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product as pairs_of
@@ -21,15 +21,20 @@ from numpy.typing import NDArray
 from tvm_compress.targets.mcu.dsp.assembler import Assembler, AssemblyFunction
 from tvm_compress.targets.mcu.dsp.coded import WeightCode, count_bytes
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
+from tvm_compress.targets.mcu.dsp.narrow import NARROW, NarrowProduct
 from tvm_compress.targets.mcu.dsp.product import Product
 from tvm_compress.targets.mcu.dsp.residual import Addition
+from tvm_compress.targets.mcu.dsp.sparse import SPARSE_LAYOUTS, SparseProduct
 
 __all__ = ["BYTE_COST", "SCARCE", "Convolution"]
 
 Array = NDArray[Any]
+AnyProduct = Product | SparseProduct
 
 # Steps of the inner product in one round of its loop.
 _UNROLLS = (16, 48, 96)
+# Entries of the sparse one.
+_SPARSE_UNROLLS = (4, 8, 16)
 # Branches of a loop this short take more cycles than instructions: for scarce flash alone.
 _SHORT_UNROLL, SCARCE = 4, 64.0
 # Instructions of an inference that a byte of flash is worth, where nothing else is said.
@@ -48,8 +53,9 @@ class Convolution:
         residual: a tensor of the output's shape that is added.
         byte_cost: instructions of an inference that a byte of flash is worth.
         coded: whether weights are decoded while they are multiplied.
-        layout, pixels, unroll: of the :class:`~tvm_compress.targets.mcu.dsp.product.Product`;
-            what is not given is chosen by cost.
+        layout, pixels, unroll: of the :class:`~tvm_compress.targets.mcu.dsp.product.Product` or
+            the :class:`~tvm_compress.targets.mcu.dsp.sparse.SparseProduct`; what is not given is
+            chosen by cost.
     """
 
     def __init__(
@@ -70,8 +76,6 @@ class Convolution:
         self.direct = g.kernel == (1, 1)
         if g.pointwise:
             self.g = g = g.flattened()
-        # In the rows of the ring four inputs lie as SXTB16 leaves them, where channels allow it.
-        self.swapped = g.inputs % 4 == 0
         # A row of a window lies in one piece, or where it is dilated in one for each column.
         self.pieces = g.kernel[1] if g.dilation[1] > 1 else 1
         self.segment = g.kernel[1] // self.pieces * g.inputs
@@ -79,7 +83,16 @@ class Convolution:
         if layout is None or pixels is None or unroll is None:
             choice = self._cheapest(byte_cost, coded, layout, pixels, unroll)
             layout, pixels, unroll = choice
-        self.product = Product(layer, self.order(), pixels, layout, unroll, coded)
+        form: type[AnyProduct] = SparseProduct if layout in SPARSE_LAYOUTS else Product
+        # In the rows of the ring inputs lie as in the buffer.
+        self.swapped, self.value_bytes = form.swaps(layer), form.value_bytes
+        self.product: AnyProduct
+        if layout in SPARSE_LAYOUTS:
+            self.product = SparseProduct(layer, self.order(), pixels, layout, unroll)
+        elif layout == NARROW:
+            self.product = NarrowProduct(layer, self.order(), pixels, unroll)
+        else:
+            self.product = Product(layer, self.order(), pixels, layout, unroll, coded)
         self.code: WeightCode | None = None  # where weights are coded: its own, until it shares one
         if coded:
             self.code = WeightCode.of(self.counts)
@@ -127,19 +140,24 @@ class Convolution:
             unrolls = _UNROLLS[:1]
         elif byte_cost >= SCARCE:
             unrolls = (_SHORT_UNROLL, *_UNROLLS)
-        choices = [
-            (chosen, count, steps)
-            for chosen, count in forms
-            for steps in (unrolls if unroll is None else (unroll,))
-            if count <= self.g.out_size[1] and layout in (None, chosen) and pixels in (None, count)
-        ]
-
-        def cost(choice: tuple[str, int, int]) -> float:
-            form = dict(zip(("layout", "pixels", "unroll"), choice, strict=True))
-            kernel = Convolution(self.layer, self.residual, coded=coded, **form)  # type: ignore[arg-type]
-            return kernel.cost(byte_cost)
-
-        return min(choices, key=cost)
+        ways = [(forms, unrolls)]
+        if not coded:
+            ways.append((NarrowProduct.forms(self.layer), unrolls))
+            ways.append((SparseProduct.forms(self.layer), _SPARSE_UNROLLS))
+        costs: list[tuple[float, int, tuple[str, int, int]]] = []
+        for forms, unrolls in ways:
+            for chosen, count in forms:
+                if count > self.g.out_size[1] or layout not in (None, chosen):
+                    continue
+                if pixels not in (None, count):
+                    continue
+                tried = unrolls if unroll is None else (unroll,)
+                form = {"layout": chosen, "pixels": count, "unroll": tried[0]}
+                kernel = Convolution(self.layer, self.residual, coded=coded, **form)  # type: ignore[arg-type]
+                for steps in tried:
+                    kernel.product.unroll = steps
+                    costs.append((kernel.cost(byte_cost), len(costs), (chosen, count, steps)))
+        return min(costs)[-1]
 
     def cost(self, byte_cost: float) -> float:
         """Give the instructions of an inference, and those that the flash is worth."""
@@ -153,12 +171,12 @@ class Convolution:
 
     @property
     def row_values(self) -> int:
-        """Halfwords of one row of the ring, the last window's over-reading included."""
+        """Values of one row of the ring, the last window's over-reading included."""
         g = self.g
         last = (g.out_size[1] - 1) * g.strides[1] + (self.pieces - 1) * g.dilation[1]
         last = last * g.inputs + self.segment_words * 2
         own = (g.padding[1] + g.in_size[1]) * g.inputs
-        return -(-max(last, own) // 4) * 4
+        return -(-max(last, own) * self.value_bytes // 8) * 8 // self.value_bytes
 
     @property
     def ring_rows(self) -> int:
@@ -168,7 +186,7 @@ class Convolution:
     @property
     def ring_bytes(self) -> int:
         """Bytes of the ring."""
-        return 0 if self.direct else self.ring_rows * self.row_values * 2
+        return 0 if self.direct else self.ring_rows * self.row_values * self.value_bytes
 
     @property
     def scratch_bytes(self) -> int:
@@ -186,7 +204,7 @@ class Convolution:
         return self.product.pixels * self.g.outputs
 
     @property
-    def _tiles(self) -> list[tuple[int, Product]]:
+    def _tiles(self) -> list[tuple[int, AnyProduct]]:
         """The tiles of a row of the output: how many, and their product."""
         whole, rest = divmod(self.g.out_size[1], self.product.pixels)
         return [(whole, self.product), *([(1, self.product.rest(rest))] if rest else [])]
@@ -203,6 +221,8 @@ class Convolution:
         if self.direct:
             starts = np.asarray([i for i in columns if i % self.product.pixels == 0])
             written = (rows[:, None] * g.out_size[1] + starts) * g.outputs
+            if not self.product.buffered:  # the input is read while outputs are stored
+                written += g.outputs
             place = rows[:, None] * g.strides[0] * g.in_size[1] + starts * g.strides[1]
             return int((written - place * g.inputs).max())
         fresh = rows * g.strides[0] - g.padding[0] + self.ring_rows - g.strides[0]
@@ -214,30 +234,30 @@ class Convolution:
     def order(self) -> list[int]:
         """Give the column of each halfword of a tile's pixel, -1 where there is none."""
         g = self.g
-        rows = []
-        for kh, piece in pairs_of(range(g.kernel[0]), range(self.pieces)):
-            row = []
-            for i in range(self.segment_words * 2):
-                place = i
-                if self.swapped:  # a word holds the inputs 0 and 2, the next one 1 and 3
-                    place = i // 4 * 4 + (0, 2, 1, 3)[i % 4]
-                kw, channel = divmod(place, g.inputs)
-                inside = place < self.segment
-                column = (channel * g.kernel[0] + kh) * g.kernel[1] + piece + kw
-                row.append(column if inside else -1)
-            rows += row
-        return rows
+        place = np.arange(self.segment_words * 2)
+        if self.swapped:  # a word holds the inputs 0 and 2, the next one 1 and 3
+            place = place // 4 * 4 + np.asarray([0, 2, 1, 3])[place % 4]
+        kw, channel = np.divmod(place, g.inputs)
+        rows = [
+            np.where(
+                place < self.segment, (channel * g.kernel[0] + kh) * g.kernel[1] + first + kw, -1
+            )
+            for kh, first in pairs_of(range(g.kernel[0]), range(self.pieces))
+        ]
+        return [int(column) for column in np.concatenate(rows)]
 
     def stream(self) -> Array:
         """Give the words that the function reads, uint32: one after the other, then the codes."""
         if self.code is None:
             return self.product.stream
+        assert isinstance(self.product, Product)
         codes = self.code.encode(self.product.coded_halfwords)
         return np.concatenate([self.product.stream, codes])
 
     @cached_property
     def counts(self) -> Array:
         """How often each byte is coded, int64 (256,)."""
+        assert isinstance(self.product, Product)
         return count_bytes(self.product.coded_halfwords)
 
     @property
@@ -256,6 +276,7 @@ class Convolution:
         out = self.out = Assembler()
         self._frame: dict[str, int] = {}
         for name in (
+            *(f"table{i}" for i in range(self.product.frame_words)),
             *("x", "stream", "ring", "tile", "tile_end", "rest_end"),
             *("end", "out", "part", "count", "tiles", "rows", "column"),
             *("shared", "shared1", "shared2", "y", "residual", "tables", "table"),
@@ -294,7 +315,11 @@ class Convolution:
         for _, product in self._tiles:
             out.add("r6", "r4", product.pixels_bytes, "r5")
             self._save("r6", product.end)
-        out.add("r4", stream, self.product.whole_words * 4, "r5")
+        if self.product.tells_end:
+            out.op(f"ldr r4, [{stream}], #4", f"add r4, r4, {stream}")
+            self._save(stream, "stream")
+        else:
+            out.add("r4", stream, self.product.whole_words * 4, "r5")
         self._save("r4", "end")
         if self.product.coded:
             out.add("r4", stream, self.product.words * 4, "r5")
@@ -336,7 +361,7 @@ class Convolution:
                 self.out.add("r0", "r0", row * g.inputs, "r1")
                 self._save("r0", "x")
 
-    def _finish_tile(self, product: Product, source: str, step: int) -> None:
+    def _finish_tile(self, product: AnyProduct, source: str, step: int) -> None:
         """Multiply, add the residual, and go on to the next tile of the source and the output."""
         product.emit(self.out, self._frame)
         slots = [(source, step)]
@@ -350,57 +375,11 @@ class Convolution:
             self.out.add("r0", "r0", product.pixels * size, "r1")
             self._save("r0", slot)
 
-    def _widen_tile(self, product: Product) -> None:
-        """Widen the pixels of a tile from int8, interleaved as the product loads them."""
-        out, inputs = self.out, self.g.inputs
-        self._load("r0", "x")
-        self._load("r12", "tile")
-        for p in range(1, product.pixels):
-            out.add(f"r{p}", "r0", p * self.g.strides[1] * inputs, "r4")
-        quads = inputs // 4
-        rounds, rest = _split(quads, 8 if product.pixels == 1 else 4)
-        if rounds:
-            with out.counted("lr", *rounds[:1]):
-                for _ in range(rounds[1]):
-                    self._widen_quad(product)
-        for _ in range(rest):
-            self._widen_quad(product)
-        self._widen_rest(inputs - 4 * quads, product)
-
-    def _widen_quad(self, product: Product) -> None:
-        """Four inputs of each pixel: two words each, swapped or in their order."""
-        out, pixels = self.out, product.pixels
-        raw = [f"r{3 + p}" for p in range(pixels)]
-        for p in range(pixels):
-            out.op(f"ldr {raw[p]}, [r{p}], #4")
-        first = [f"r{6 + i}" for i in range(2 * product.tile.pixels)]
-        # The place of (pixel, step) among the words of a round of loads.
-        for p in range(pixels):
-            a, b = _word_places(product, p, first)
-            if self.swapped:
-                out.op(f"sxtb16 {a}, {raw[p]}", f"sxtb16 {b}, {raw[p]}, ror #8")
-            else:
-                out.op(f"sxtb16 {a}, {raw[p]}", f"sxtb16 {raw[p]}, {raw[p]}, ror #8")
-                out.op(f"pkhtb {b}, {raw[p]}, {a}, asr #16")
-                out.op(f"pkhbt {a}, {a}, {raw[p]}, lsl #16")
-        out.op(f"stm r12!, {{{', '.join(first)}}}")
-
-    def _widen_rest(self, rest: int, product: Product) -> None:
-        """The last one to three inputs of each pixel, byte by byte, and zeros behind them."""
-        if not rest:
-            return
-        out = self.out
-        first = [f"r{6 + i}" for i in range(2 * product.tile.pixels)]
-        for p in range(product.pixels):
-            a, b = _word_places(product, p, first)
-            out.op(f"ldrsb {a}, [r{p}]")
-            if rest > 1:
-                out.op(f"ldrsb r3, [r{p}, #1]", f"pkhbt {a}, {a}, r3, lsl #16")
-            if rest > 2:
-                out.op(f"ldrsb {b}, [r{p}, #2]")
-            else:
-                out.op(f"mov {b}, #0")
-        out.op(f"stm r12!, {{{', '.join(first)}}}")
+    def _widen_tile(self, product: AnyProduct) -> None:
+        if product.buffered:
+            self._load("r0", "x")
+            self._load("r12", "tile")
+            product.widen(self.out, self.g.strides[1] * self.g.inputs)
 
     # -- pixels: through the ring -----------------------------------------------------------------
 
@@ -412,7 +391,7 @@ class Convolution:
         for i in range(rows):
             out.op(f"str r0, [sp, #{self._first_row + 4 * i}]")
             if i < rows - 1:
-                out.add("r0", "r0", self.row_values * 2, "r1")
+                out.add("r0", "r0", self.row_values * self.value_bytes, "r1")
         self._fill_ring()
         # The first rows, but for those that a step brings.
         fresh = g.strides[0]
@@ -429,15 +408,19 @@ class Convolution:
     def _fill_ring(self) -> None:
         """Fill the ring with the padding's value: left and right borders keep it."""
         out = self.out
-        zero = self.layer.zero & 0xFFFF
         if self.g.padding[1] == 0 and self.row_values == self.g.in_size[1] * self.g.inputs:
             return
         self._load("r0", "ring")
-        out.move("r2", zero | zero << 16)
-        words = self.ring_bytes // 4
+        out.move("r2", self._zeros)
         out.op("mov r3, r2")
-        with out.counted("r1", words // 2):
+        with out.counted("r1", self.ring_bytes // 8):
             out.op("strd r2, r3, [r0], #8")
+
+    @property
+    def _zeros(self) -> int:
+        """A word of the padding's value."""
+        zero = self.layer.zero
+        return (zero & 0xFF) * 0x01010101 if self.value_bytes == 1 else (zero & 0xFFFF) * 0x00010001
 
     def _widen_row(self, slot: int) -> None:
         """Widen the input's next row into the row whose address is in a slot, or fill it."""
@@ -445,7 +428,7 @@ class Convolution:
         values = g.in_size[1] * g.inputs
         outside, done = out.label(), out.label()
         out.op(f"ldr r1, [sp, #{slot}]")
-        out.add("r1", "r1", g.padding[1] * g.inputs * 2, "r2")
+        out.add("r1", "r1", g.padding[1] * g.inputs * self.value_bytes, "r2")
         self._load("r2", "rows")
         out.op("add r3, r2, #1")
         self._save("r3", "rows")
@@ -474,8 +457,16 @@ class Convolution:
         return (g.out_size[0] - 1) * g.strides[0] - g.padding[0] + self.ring_rows - 1
 
     def _widen_row_values(self, count: int) -> None:
-        """Widen ``count`` bytes from r0 to r1, both advanced."""
+        """Widen ``count`` bytes from r0 to r1, both advanced; or copy them."""
         out = self.out
+        if self.value_bytes == 1:
+            for i in range(count // 4):
+                out.op(f"ldr r{2 + i}, [r0], #4")
+            for i in range(count // 4):
+                out.op(f"str r{2 + i}, [r1], #4")
+            for _ in range(count % 4):
+                out.op("ldrb r2, [r0], #1", "strb r2, [r1], #1")
+            return
         for _ in range(count // 8):
             out.op("ldr r2, [r0], #4", "ldr r3, [r0], #4")
             if self.swapped:
@@ -501,16 +492,16 @@ class Convolution:
 
     def _outside_row(self, values: int) -> None:
         """A row above or below the image."""
-        out, zero = self.out, self.layer.zero & 0xFFFF
-        out.move("r2", zero | zero << 16)
-        pairs, rest = divmod(values, 2)
+        out = self.out
+        out.move("r2", self._zeros)
+        words, rest = divmod(values, 4 // self.value_bytes)
         # Not counted: the model counts every row as one of the image.
         before = out.instructions
-        if pairs:
-            with out.counted("lr", pairs):
+        if words:
+            with out.counted("lr", words):
                 out.op("str r2, [r1], #4")
-        if rest:
-            out.op("strh r2, [r1], #2")
+        for _ in range(rest):
+            out.op("strb r2, [r1], #1" if self.value_bytes == 1 else "strh r2, [r1], #2")
         out.instructions = before
 
     def _rotate(self, fresh: int) -> None:
@@ -533,52 +524,18 @@ class Convolution:
         for count, product in self._tiles:
             with out.counted_on_stack(self._frame["tiles"], "r0", count):
                 self._gather(product)
-                self._finish_tile(product, "column", g.strides[1] * g.inputs * 2)
+                self._finish_tile(product, "column", g.strides[1] * g.inputs * self.value_bytes)
 
-    def _gather(self, product: Product) -> None:
-        """Copy the windows of a tile out of the ring, interleaved as the product loads them."""
+    def _gather(self, product: AnyProduct) -> None:
+        """Copy the windows of a tile out of the ring, as the product loads them."""
         g, out = self.g, self.out
-        pixels, words = product.pixels, self.segment_words
-        step = g.strides[1] * g.inputs * 2
+        step = g.strides[1] * g.inputs * self.value_bytes
         self._load("lr", "column")
         self._load("r12", "tile")
-        data = [f"r{4 + i}" for i in range(2 * product.tile.pixels)]
-        apart = g.dilation[1] * g.inputs * 2 if self.pieces > 1 else 0
+        apart = g.dilation[1] * g.inputs * self.value_bytes if self.pieces > 1 else 0
         aligned = step % 4 == apart % 4 == 0
         for kh, piece in pairs_of(range(g.kernel[0]), range(self.pieces)):
             out.op(f"ldr r0, [sp, #{self._first_row + 4 * kh * g.dilation[0]}]")
             out.op("add r0, r0, lr")
             out.add("r0", "r0", piece * apart, "r3")
-            for p in range(1, pixels):
-                out.add(f"r{p}", "r0", p * step, "r3")
-            rounds, rest = _split(words // 2, 12)
-            if rounds:
-                with out.counted("r11", rounds[0]):
-                    for _ in range(rounds[1]):
-                        self._gather_two(product, data, aligned)
-            for _ in range(rest):
-                self._gather_two(product, data, aligned)
-
-    def _gather_two(self, product: Product, data: list[str], aligned: bool) -> None:
-        out = self.out
-        for p in range(product.pixels):
-            a, b = _word_places(product, p, data)
-            if aligned:
-                out.op(f"ldm r{p}!, {{{a}, {b}}}")
-            else:
-                out.op(f"ldr {a}, [r{p}], #4", f"ldr {b}, [r{p}], #4")
-        out.op(f"stm r12!, {{{', '.join(data)}}}")
-
-
-def _word_places(product: Product, pixel: int, registers: Sequence[str]) -> tuple[str, str]:
-    """Give the registers of a pixel's two words within two steps of the tile's layout."""
-    if product.tile.x_steps == 1:  # step by step: all pixels of one step, then of the next
-        return registers[pixel], registers[product.tile.pixels + pixel]
-    return registers[2 * pixel], registers[2 * pixel + 1]
-
-
-def _split(count: int, most: int) -> tuple[tuple[int, int], int]:
-    """Cut ``count`` pieces into rounds of at most ``most``: ((rounds, pieces a round), rest)."""
-    if count <= most:
-        return (), count  # type: ignore[return-value]
-    return (count // most, most), count % most
+            product.gather(out, step, self.segment_words // 2, aligned)

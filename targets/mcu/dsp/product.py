@@ -33,8 +33,9 @@ from tvm_compress.layouts.paired import pair_words, wide_words
 from tvm_compress.targets.mcu.dsp.assembler import Assembler
 from tvm_compress.targets.mcu.dsp.coded import WeightCode, count_bytes
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
+from tvm_compress.targets.mcu.dsp.requantize import Requantize
 
-__all__ = ["LAYOUTS", "Product"]
+__all__ = ["LAYOUTS", "Product", "load_shared", "save_shared", "unrolled"]
 
 Array = NDArray[Any]
 
@@ -115,6 +116,12 @@ class Product:
             is unrolled then.
     """
 
+    # Of a pixel in the rows of the ring; in words of the frame, of the table that is copied there.
+    value_bytes = 2
+    frame_words = 0
+    # Whether it reads a buffer of pixels, and not the input itself.
+    buffered = True
+
     def __init__(
         self,
         layer: IntegerLayer,
@@ -134,6 +141,11 @@ class Product:
         self.steps = -(-steps // self.tile.steps) * self.tile.steps
         self._order = np.asarray([*order, *[-1] * (2 * self.steps - len(order))])
         self._outputs = layer.geometry.outputs
+
+    @staticmethod
+    def swaps(layer: IntegerLayer) -> bool:
+        """Whether four inputs of the buffer lie as 0, 2, 1, 3: as SXTB16 leaves them."""
+        return layer.geometry.inputs % 4 == 0
 
     @staticmethod
     def forms(layer: IntegerLayer) -> list[tuple[str, int]]:
@@ -160,6 +172,89 @@ class Product:
         """Bytes of the buffer for a tile's pixels."""
         return self.steps * 4 * self.tile.pixels
 
+    # -- pixels -----------------------------------------------------------------------------------
+
+    def widen(self, out: Assembler, step: int) -> None:
+        """Fill the buffer at r12 from the input at r0, whose pixels are ``step`` bytes apart."""
+        inputs = self.layer.geometry.inputs
+        for p in range(1, self.pixels):
+            out.add(f"r{p}", "r0", p * step, "r4")
+        quads = inputs // 4
+        rounds, rest = _split(quads, 8 if self.pixels == 1 else 4)
+        if rounds:
+            with out.counted("lr", *rounds[:1]):
+                for _ in range(rounds[1]):
+                    self._widen_quad(out)
+        for _ in range(rest):
+            self._widen_quad(out)
+        self._widen_rest(out, inputs - 4 * quads)
+
+    def _widen_quad(self, out: Assembler) -> None:
+        """Four inputs of each pixel: two words each, swapped or in their order."""
+        pixels = self.pixels
+        raw = [f"r{3 + p}" for p in range(pixels)]
+        for p in range(pixels):
+            out.op(f"ldr {raw[p]}, [r{p}], #4")
+        words = [f"r{6 + i}" for i in range(2 * self.tile.pixels)]
+        # The place of (pixel, step) among the words of a round of loads.
+        for p in range(pixels):
+            a, b = self._places(p, words)
+            if self.swaps(self.layer):
+                out.op(f"sxtb16 {a}, {raw[p]}", f"sxtb16 {b}, {raw[p]}, ror #8")
+            else:
+                out.op(f"sxtb16 {a}, {raw[p]}", f"sxtb16 {raw[p]}, {raw[p]}, ror #8")
+                out.op(f"pkhtb {b}, {raw[p]}, {a}, asr #16")
+                out.op(f"pkhbt {a}, {a}, {raw[p]}, lsl #16")
+        out.op(f"stm r12!, {{{', '.join(words)}}}")
+
+    def _widen_rest(self, out: Assembler, rest: int) -> None:
+        """The last one to three inputs of each pixel, byte by byte, and zeros behind them."""
+        if not rest:
+            return
+        words = [f"r{6 + i}" for i in range(2 * self.tile.pixels)]
+        for p in range(self.pixels):
+            a, b = self._places(p, words)
+            out.op(f"ldrsb {a}, [r{p}]")
+            if rest > 1:
+                out.op(f"ldrsb r3, [r{p}, #1]", f"pkhbt {a}, {a}, r3, lsl #16")
+            if rest > 2:
+                out.op(f"ldrsb {b}, [r{p}, #2]")
+            else:
+                out.op(f"mov {b}, #0")
+        out.op(f"stm r12!, {{{', '.join(words)}}}")
+
+    def gather(self, out: Assembler, step: int, quads: int, aligned: bool) -> None:
+        """Append to the buffer at r12 four times ``quads`` values of each window.
+
+        The first one's lie from r0 on in the ring, the others ``step`` bytes apart; ``aligned``
+        says that all of them lie at multiples of four.
+        """
+        for p in range(1, self.pixels):
+            out.add(f"r{p}", "r0", p * step, "r3")
+        rounds, rest = _split(quads, 12)
+        if rounds:
+            with out.counted("r11", rounds[0]):
+                for _ in range(rounds[1]):
+                    self._gather_two(out, aligned)
+        for _ in range(rest):
+            self._gather_two(out, aligned)
+
+    def _gather_two(self, out: Assembler, aligned: bool) -> None:
+        words = [f"r{4 + i}" for i in range(2 * self.tile.pixels)]
+        for p in range(self.pixels):
+            a, b = self._places(p, words)
+            if aligned:
+                out.op(f"ldm r{p}!, {{{a}, {b}}}")
+            else:
+                out.op(f"ldr {a}, [r{p}], #4", f"ldr {b}, [r{p}], #4")
+        out.op(f"stm r12!, {{{', '.join(words)}}}")
+
+    def _places(self, pixel: int, registers: Sequence[str]) -> tuple[str, str]:
+        """Give the registers of a pixel's two words within two steps of the buffer."""
+        if self.tile.x_steps == 1:  # step by step: all pixels of one step, then of the next
+            return registers[pixel], registers[self.tile.pixels + pixel]
+        return registers[2 * pixel], registers[2 * pixel + 1]
+
     # -- the stream -------------------------------------------------------------------------------
 
     @property
@@ -170,7 +265,8 @@ class Product:
             for biases, weights, constants in self._rounds()
             for part in (biases, [] if self.coded else weights, constants)
         ]
-        return np.concatenate([self._table(), *parts])
+        end = [4 * self.whole_words] if self.tells_end else []
+        return np.concatenate([self._table(), _words(end), *parts])
 
     @cached_property
     def coded_halfwords(self) -> Array:
@@ -203,7 +299,16 @@ class Product:
     @property
     def words(self) -> int:
         """Words of the stream."""
-        return self.table_words + self._words_of(-(-self._outputs // (2 * self.tile.pairs)))
+        rounds = -(-self._outputs // (2 * self.tile.pairs))
+        return self.table_words + self.tells_end + self._words_of(rounds)
+
+    @property
+    def tells_end(self) -> bool:
+        """Whether a word in front of the rounds has the bytes of the whole ones.
+
+        So layers of one shape share their code, however many weights they have.
+        """
+        return self.tile.blocks
 
     @property
     def table_words(self) -> int:
@@ -365,9 +470,7 @@ class Product:
 
     def prepare(self, out: Assembler, frame: dict[str, int]) -> None:
         """Write, once, what puts the shared constants into the frame."""
-        for i, word in enumerate(self.layer.requantize.shared):
-            out.move("r0", word)
-            out.op(f"str r0, [sp, #{frame['shared'] + 4 * i}]")
+        save_shared(self.layer.requantize, out, frame)
 
     def _save(self, register: str, slot: str) -> None:
         self._out.op(f"str {register}, [sp, #{self._frame[slot]}]")
@@ -410,15 +513,7 @@ class Product:
     def _sum_dense(self) -> None:
         out, tile = self._out, self.tile
         _, x, _, xp, _ = tile.registers
-        rounds = self.steps // tile.steps
-        most = max(1, self.unroll // tile.steps)
-        # All in one, or a loop of as many as divide the rounds, or some in front of the loop.
-        per = max(n for n in range(1, most + 1) if rounds % n == 0)
-        if 2 * per < most:
-            per = most
-        loops, peeled = divmod(rounds, per)
-        if rounds <= most:
-            loops, peeled = 0, rounds
+        loops, per, peeled = unrolled(self.steps // tile.steps, self.unroll // tile.steps)
         if not peeled:
             self._copy_biases()
         for i in range(peeled):
@@ -594,15 +689,11 @@ class Product:
         out, tile, requantize = self._out, self.tile, self.layer.requantize
         sums, _, _, _, wp = tile.registers
         first, second = self._sums()
-        count, shared_count = len(requantize.own(0)), len(requantize.shared)
+        count = len(requantize.own(0))
         free = [r for r in _ALL if r not in sums and r != wp]
-        own, shared, y = free[: 2 * count], free[2 * count :][:shared_count], free[-1]
+        own, y = free[: 2 * count], free[-1]
         self._load(y, "out")
-        place = self._frame["shared"]
-        if shared_count > 1:
-            out.op(f"ldrd {shared[0]}, {shared[1]}, [sp, #{place}]")
-        if shared_count == 3:
-            out.op(f"ldr {shared[2]}, [sp, #{place + 8}]")
+        shared = load_shared(requantize, out, self._frame, free[2 * count :])
         for q in range(tile.pairs):
             if own:
                 out.op(f"ldm {wp}!, {{{', '.join(own)}}}")
@@ -619,6 +710,48 @@ class Product:
                     out.op(f"strb {totals[p]}, [{y}, #{p * self._outputs}]")
                 out.op(f"strb {totals[0]}, [{y}], #1")
         self._save(y, "out")
+
+
+def unrolled(rounds: int, most: int) -> tuple[int, int, int]:
+    """Cut ``rounds`` of loads into (loops, rounds a loop, rounds in front of the loops).
+
+    >>> unrolled(12, 4), unrolled(13, 4), unrolled(3, 4)
+    ((3, 4, 0), (3, 4, 1), (0, 3, 3))
+    """
+    most = max(1, most)
+    if rounds <= most:
+        return 0, rounds, rounds
+    # As many a loop as divide the rounds, or some in front of the loop.
+    per = max(n for n in range(1, most + 1) if rounds % n == 0)
+    if 2 * per < most:
+        per = most
+    return rounds // per, per, rounds % per
+
+
+def save_shared(requantize: Requantize, out: Assembler, frame: dict[str, int]) -> None:
+    """Write what puts the constants of all channels into the frame; r0 is lost."""
+    for i, word in enumerate(requantize.shared):
+        out.move("r0", word)
+        out.op(f"str r0, [sp, #{frame['shared'] + 4 * i}]")
+
+
+def load_shared(
+    requantize: Requantize, out: Assembler, frame: dict[str, int], free: list[str]
+) -> list[str]:
+    """Load the constants of all channels out of the frame; gives the first free registers."""
+    shared, place = free[: len(requantize.shared)], frame["shared"]
+    if len(shared) > 1:
+        out.op(f"ldrd {shared[0]}, {shared[1]}, [sp, #{place}]")
+    if len(shared) == 3:
+        out.op(f"ldr {shared[2]}, [sp, #{place + 8}]")
+    return shared
+
+
+def _split(count: int, most: int) -> tuple[tuple[int, int], int]:
+    """Cut ``count`` pieces into rounds of at most ``most``: ((rounds, pieces a round), rest)."""
+    if count <= most:
+        return (), count  # type: ignore[return-value]
+    return (count // most, most), count % most
 
 
 def _words(values: Array | list[int]) -> Array:

@@ -1,4 +1,4 @@
-"""Dense int8 convolutions and products for Cortex-M with MVE, layer by layer.
+"""Int8 convolutions and products for Cortex-M with MVE, layer by layer.
 
 One function computes a layer whole, pixel after pixel. The inner step is a product of 16 inputs of
 one pixel with those of up to seven output channels: one load of the inputs, one of all the weights
@@ -19,6 +19,9 @@ an incomplete step reads too much meets weights of 0.
 Weights of 9 bits, as networks of uint8 have them, are the sum of two of 8 bits, and a window is
 read once for each.
 
+Weights with zeros, or with few different values, may be multiplied as they are packed
+(:mod:`~tvm_compress.targets.mcu.mve.compressed`); windows then lie in one piece.
+
 Biases, weights and the constants of requantization lie in one stream in the order of use.
 """
 
@@ -34,6 +37,7 @@ from numpy.typing import NDArray
 from tvm_compress.targets.mcu.dsp.assembler import AssemblyFunction
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.mve.assembler import NEAR, VectorAssembler, vectors
+from tvm_compress.targets.mcu.mve.compressed import TABLE, Compressed, compressed_forms
 from tvm_compress.targets.mcu.mve.requantize import VectorRequantize
 from tvm_compress.targets.mcu.mve.weights import halves
 
@@ -86,17 +90,55 @@ class VectorConvolution:
     Args:
         layer: what to compute.
         mode: where windows are read; without it the cheapest way.
+        compressed: the form of the weights, if it is not dense; it says where windows are read.
     """
 
-    layout = "mve"
-
-    def __init__(self, layer: IntegerLayer, mode: Mode | None = None) -> None:
+    def __init__(
+        self,
+        layer: IntegerLayer,
+        mode: Mode | None = None,
+        *,
+        compressed: Compressed | None = None,
+    ) -> None:
         self.layer, self.g = layer, layer.geometry
         if self.g.pointwise:
             self.g = self.g.flattened()
         self.requantize = VectorRequantize(layer.requantize)
+        self.compressed = compressed
+        if compressed is not None:
+            in_place = not compressed.layout.aligned and compressed.layout.read <= self.g.columns
+            mode = "pixels" if self.g.kernel == (1, 1) and in_place else "gather"
         self.mode: Mode = self._cheapest() if mode is None else mode
         self.out = VectorAssembler()
+
+    @property
+    def layout(self) -> str:
+        """How the weights lie in the stream."""
+        return "mve" if self.compressed is None else f"mve_{self.compressed.name}"
+
+    @classmethod
+    def forms(cls, layer: IntegerLayer) -> list[VectorConvolution]:
+        """Give the kernels of all forms that the layer's weights can have, dense first."""
+        dense = cls(layer)
+        places = dense.places()
+        return [
+            dense,
+            *(cls(layer, compressed=form) for form in compressed_forms(layer.weights[:, places])),
+        ]
+
+    def cost(self, byte_cost: float) -> float:
+        """Give the instructions of an inference, and those that the flash is worth."""
+        function = self.function()
+        return function.instructions + byte_cost * (function.code_bytes + self.stream_bytes)
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of :meth:`stream`."""
+        if self.compressed is None:
+            return self.stream().nbytes
+        head = self.compressed.layout.head().nbytes
+        constants = sum(words.nbytes for words in self._constants())
+        return head + self.compressed.stream_bytes(self._channels) + constants
 
     @staticmethod
     def refuses(layer: IntegerLayer) -> str | None:
@@ -139,7 +181,7 @@ class VectorConvolution:
     def _copied(self) -> bool:
         """Whether rows are copied: there is padding, or a copy of a window reads behind a row."""
         g = self.g
-        if self.mode == "pixels":
+        if self.mode == "pixels" or g.kernel == (1, 1):
             return False
         reach = [
             (out - 1) * step + (taps - 1) * dilation - pad >= size
@@ -173,18 +215,24 @@ class VectorConvolution:
     @property
     def _window_bytes(self) -> int:
         """Bytes of one window in one piece, and what a step writes behind it."""
+        # Less than 256 bytes may be read behind it with weights of 0: the sums, and the table.
         return 0 if self.mode != "gather" else -(-self.g.columns // _STEP) * _STEP + _STEP
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of scratch: rows, a window, the sums of a pixel."""
+        """Bytes of scratch: rows, a window, the sums of a pixel, a table of weights."""
+        table = 0 if self.compressed is None else self.compressed.layout.table_bytes
+        return self._table_place + table
+
+    @property
+    def _table_place(self) -> int:
         return self._rows_bytes + self._window_bytes + -(-self.g.outputs // 4) * 16
 
     @property
     def _in_place(self) -> bool:
         """Whether every input is read before an output takes its place."""
         g = self.g
-        if self.mode == "pixels":
+        if g.kernel == (1, 1):
             # An output pixel is stored when the input pixel of its number has been read.
             return g.outputs <= g.inputs
         stored, read = g.out_size[1] * g.outputs, g.in_size[1] * g.inputs
@@ -217,12 +265,7 @@ class VectorConvolution:
 
     def columns(self) -> Array:
         """Give the column of the weights at each of the 16 places of each step, -1 for none."""
-        g = self.g
-        channel, kh, kw = np.meshgrid(
-            np.arange(g.inputs), np.arange(g.kernel[0]), np.arange(g.kernel[1]), indexing="ij"
-        )
-        # From the weights' order (channel, kh, kw) to that of the pixels (kh, kw, channel).
-        place = ((channel * g.kernel[0] + kh) * g.kernel[1] + kw).transpose(1, 2, 0).reshape(-1)
+        place = self.places()
         steps, start = [], 0
         for piece in self._window:
             done = 0
@@ -234,6 +277,16 @@ class VectorConvolution:
                 steps.append(step)
             start += piece.size
         return np.asarray(steps)
+
+    def places(self) -> Array:
+        """Give the column of the weights at each byte of a window."""
+        g = self.g
+        channel, kh, kw = np.meshgrid(
+            np.arange(g.inputs), np.arange(g.kernel[0]), np.arange(g.kernel[1]), indexing="ij"
+        )
+        # From the weights' order (channel, kh, kw) to that of the pixels (kh, kw, channel).
+        column = (channel * g.kernel[0] + kh) * g.kernel[1] + kw
+        return np.asarray(column.transpose(1, 2, 0).reshape(-1))
 
     @property
     def _held(self) -> bool:
@@ -263,9 +316,30 @@ class VectorConvolution:
             order += [first + i for v in range(every) for i in range(v, size, every)]
         return order
 
+    @cached_property
+    def _channels(self) -> list[int]:
+        """The channel of each sum in the buffer."""
+        order = self._sums_order()
+        return order if self.compressed is None else self.compressed.order(order)
+
+    @property
+    def _sorted(self) -> bool:
+        """Whether outputs are scattered to where their channels lie."""
+        return self.compressed is not None and self.compressed.sorts
+
     def stream(self) -> Array:
-        """Give the words that the function reads one behind the other for a pixel, uint32."""
-        layer, order = self.layer, self._sums_order()
+        """Give the words that the function reads, uint32: all but a table for every pixel."""
+        head = []
+        if self.compressed is not None:
+            head = [self.compressed.layout.head().view("<u4").astype(np.uint32)]
+            sums = [self.compressed.stream(self._channels, self.layer.bias)]
+        else:
+            sums = self._dense()
+        return np.concatenate([*head, *sums, *self._constants()])
+
+    def _dense(self) -> list[Array]:
+        """The biases and weights of all groups of channels."""
+        layer, order = self.layer, self._channels
         columns = self.columns()
         parts = [np.where(columns >= 0, w[:, np.maximum(columns, 0)], 0) for w in self._parts]
         weights = np.concatenate(parts, axis=1)
@@ -277,15 +351,24 @@ class VectorConvolution:
             packed = weights[group].astype(np.int8).transpose(1, 0, 2)
             words.append(np.ascontiguousarray(packed).view(np.uint32).reshape(-1))
             end -= len(group)
-        place = 0
-        for _, size in self._blocks():
-            block = order[place : place + size]
+        return words
+
+    def _constants(self) -> list[Array]:
+        """The constants of requantization, and where outputs are scattered their places."""
+        layer, words, place = self.layer, [], 0
+        order = self._sums_order()
+        for first, size in self._blocks():
+            block = self._channels[place : place + size]
             block += block[-1:] * (-size % 4)  # what is left of a vector is not stored
             words.append(layer.requantize.multiplier[block].astype(np.int32).view(np.uint32))
             if self.requantize.has_shifts:
                 words.append(self.requantize.shifts[block].view(np.uint32))
+            if self._sorted:
+                places = np.zeros(-(-size // 4) * 4, np.uint8)
+                places[np.asarray(order[place : place + size]) - first] = block[:size]
+                words.append(places.view("<u4").astype(np.uint32))
             place += size
-        return np.concatenate(words)
+        return words
 
     # -- code -------------------------------------------------------------------------------------
 
@@ -296,25 +379,33 @@ class VectorConvolution:
         free = list(_ODD)
         for piece in self._window:
             free.remove(piece.register)
+        for register in [] if self.compressed is None else self.compressed.registers:
+            free.remove(register)
         self._source = free.pop(0) if self.mode == "gather" else ""
         # What is used once a pixel lives in a register where one is left, else in the frame.
         # Stores of vectors to narrower elements take an address in r0 to r7 alone.
         self._home = {"y": free.pop(0)} if free[:1] and free[0] != _ODD[-1] else {}
         self._home |= {name: free.pop(0) for name in ("count", "zero") if free}
         slots = ("x", "stream", "rows", "line", "next", "y", "count", "group")
+        if self.compressed is not None:  # it counts groups in a register
+            slots = (*slots[:-1], "window")
         self._frame = {name: 4 * i for i, name in enumerate(slots)}
         size = 4 * len(slots) + 4
         out.op("push {r4-r11, lr}", f"sub sp, sp, #{size}", "vpush {d8-d15}")
         self._frame = {name: place + 64 for name, place in self._frame.items()}
-        out.op(f"str r1, [sp, #{self._frame['stream']}]")
         self._save("r2", "y")
         self._save("r0", "x")
         self._save("r3", "rows")
         out.add("r11", "r3", self._rows_bytes + self._window_bytes + 4 * g.outputs, "r12")
+        if self.compressed is not None and self.compressed.layout.table_bytes:
+            out.add(TABLE, "r3", self._table_place, "r12")
+            self.compressed.layout.make_table(out)
+            out.add("r1", "r1", self.compressed.layout.head().nbytes)
+        self._save("r1", "stream")
         if "zero" in self._home:
             out.move(self._home["zero"], self.layer.requantize.zero_point)
         if self.mode == "pixels":
-            out.op("mov r3, r0")
+            self._load("r3", "x")
             self._pixels()
         else:
             self._windows()
@@ -395,6 +486,8 @@ class VectorConvolution:
             out.op(f"mov {self._source}, r0")
             self._load("r3", "rows")
             out.add("r3", "r3", self._rows_bytes, "r1")
+            if self.compressed is not None and self.compressed.own_step:
+                self._save("r3", "window")
             return
         for i, piece in enumerate(self._window):
             out.add(piece.register, "r0", i * g.dilation[0] * self._pitch, "r1")
@@ -482,6 +575,10 @@ class VectorConvolution:
     def _gather_run(self, start: int, place: int, size: int) -> None:
         """Copy bytes; those written too much are the next run's, or behind the last one."""
         out, base = self.out, self._source
+        if not self._copied:  # behind the last pixel there may be no memory
+            out.op("mov r2, r3", f"mov r0, {base}")
+            out.copy("r2", "r0", size, "r4")
+            return
         if start + size - 1 > NEAR:
             out.add("r0", base, start, "r2")
             base, start = "r0", 0
@@ -508,6 +605,11 @@ class VectorConvolution:
         out = self.out
         whole, rest = divmod(self.g.outputs, self._width)
         self._load("r1", "stream")
+        if self.compressed is not None:
+            if self.compressed.own_step and self.mode == "pixels":
+                self._save("r3", "window")
+            self.compressed.emit(out, self._channels, self._frame["window"])
+            return
         if self._held:
             self._hold()
         # Steps that are not unrolled count in lr.
@@ -597,6 +699,8 @@ class VectorConvolution:
             blocks = blocks[whole:]
         for _, size in blocks:
             self._block(size, y, zero or "")
+        if self._sorted:
+            out.add(y, y, self.g.outputs)
         if "y" not in self._home:
             self._save(y, "y")
 
@@ -615,8 +719,16 @@ class VectorConvolution:
             out.op(f"vldmia r1!, {vectors(4, count)}")
         q = requantize.narrow(out, sums, others, zero)
         requantize.clamp(out, q, "q4", "r4")
+        bits = 128 // max(size, 4)
+        if self._sorted:
+            out.op(f"vldrb.u{bits} q4, [r1], #{max(size, 4)}")
+            target, moved = f"[{y}, q4]", False
+        else:
+            target, moved = f"[{y}]", True
         if size >= 4:
-            out.op(f"vstrb.{128 // size} {q}, [{y}], #{size}")
+            out.op(f"vstrb.{bits} {q}, {target}" + (f", #{size}" if moved else ""))
         else:
             out.move("r4", size)
-            out.op("vctp.32 r4", "vpst", f"vstrbt.32 {q}, [{y}]", f"add {y}, {y}, #{size}")
+            out.op("vctp.32 r4", "vpst", f"vstrbt.32 {q}, {target}")
+            if moved:
+                out.op(f"add {y}, {y}, #{size}")

@@ -30,7 +30,7 @@ class Layer:
         gain: of the real factor, which otherwise spreads the outputs over int8.
         zeros: the fraction of the weights, in blocks of two outputs and four inputs, that is zero.
         shared: whether the weight is a codebook of int8 centroids.
-        change: what is done to the weights.
+        change: what is done to the weights, or to the codes of shared ones.
     """
 
     x: tuple[int, ...]
@@ -73,6 +73,7 @@ def emit(net: Net, x: Any, one: Layer, index: int) -> Any:
         centroids = np.sort(chance.choice(np.arange(-127, 128), 16, replace=False))
         centroids = np.concatenate([[0], centroids[:15]]).astype(np.int8)
         codes = chance.integers(0, 16, one.weight) * (chance.random(one.weight) >= one.zeros)
+        codes = one.change(codes)
         w = centroids[codes]
         value = codebook(const(codes, "uint8"), const(centroids, "int8"))
     else:

@@ -16,6 +16,7 @@ from tests.targets.mcu.nets import Net, const, network
 from tvm_compress import ir
 from tvm_compress.ops import codebook
 from tvm_compress.ops.requantize import quantize_multiplier, requantize
+from tvm_compress.passes.bank_prune import from_rows, keep_in_banks, to_rows
 from tvm_compress.targets.mcu.integer_groups import IntegerGroup, find_integer_groups
 from tvm_compress.targets.mcu.target import HostArtifact
 
@@ -24,6 +25,20 @@ Array = NDArray[Any]
 _SAME = (1, 1, 1, 1)
 _SHARED: dict[str, Any] = {"shared": True, "zeros": 0.05}
 _SPARSE: dict[str, Any] = {"shared": True, "zeros": 0.9, "gain": 3.0}
+_BANKS: dict[str, Any] = {"shared": True, "gain": 3.0}
+_BLOCKS: dict[str, Any] = {"zeros": 0.8, "gain": 2.0}
+
+
+def _balanced(w: Array) -> Array:
+    """Keep two of every bank of 16 inputs."""
+    axis = 1 if w.ndim == 2 else 0
+    return from_rows(keep_in_banks(to_rows(w, axis), 2, 16), w.shape, axis)
+
+
+def _scattered(w: Array) -> Array:
+    """Keep a tenth, wherever it is."""
+    return w * (np.random.default_rng(5).random(w.shape) < 0.1)
+
 
 _LAYERS: dict[str, Layer] = {
     "codes of a product": Layer((1, 30), (30, 9), "matmul (dense_codes)", **_SHARED),
@@ -94,6 +109,62 @@ _LAYERS: dict[str, Layer] = {
         strides=(2, 2),
         pad=(0, 0, 1, 1),
         **_SPARSE,
+    ),
+    "bank of a product": Layer((1, 100), (100, 9), "matmul (bank)", **_BANKS, change=_balanced),
+    "bank of rows": Layer((4, 64), (64, 9), "matmul (bank)", **_BANKS, change=_balanced),
+    "bank, pointwise": Layer(
+        (1, 4, 5, 40), (12, 40, 1, 1), "conv2d (bank)", **_BANKS, change=_balanced
+    ),
+    "bank, 3x3": Layer(
+        (1, 6, 5, 12), (9, 12, 3, 3), "conv2d (bank)", pad=_SAME, **_BANKS, change=_balanced
+    ),
+    "bank, channels first, stride 2": Layer(
+        (1, 16, 6, 5),
+        (9, 16, 3, 3),
+        "conv2d (bank)",
+        strides=(2, 2),
+        pad=(0, 0, 1, 1),
+        layout="NCHW",
+        **_BANKS,
+        change=_balanced,
+        rounding="single",
+    ),
+    "bank, grouped": Layer(
+        (1, 6, 5, 32), (8, 16, 3, 3), "conv2d (bank)", groups=2, **_BANKS, change=_balanced
+    ),
+    "bank, depthwise": Layer(
+        (1, 8, 8, 32),
+        (32, 1, 5, 5),
+        "depthwise_conv2d (bank)",
+        pad=(2, 2, 2, 2),
+        groups=32,
+        **_BANKS,
+        change=_balanced,
+    ),
+    "values": Layer((1, 100), (100, 9), "matmul (gap_codes)", gain=3.0, change=_scattered),
+    "values, 3x3": Layer(
+        (1, 6, 5, 16), (9, 16, 3, 3), "conv2d (gap_codes)", pad=_SAME, gain=3.0, change=_scattered
+    ),
+    "values beyond int8, 3x3": Layer(
+        (1, 6, 5, 16),
+        (9, 16, 3, 3),
+        "conv2d (gap_codes)",
+        pad=_SAME,
+        gain=3.0,
+        largest=255,
+        change=_scattered,
+    ),
+    "block": Layer((1, 102), (102, 9), "matmul (block)", zeros=0.8, gain=2.0),
+    "block beyond int8": Layer((1, 102), (102, 9), "matmul (block)", **_BLOCKS, largest=255),
+    "block of rows": Layer((5, 64), (64, 9), "matmul (block)", **_BLOCKS, rounding="single"),
+    "block, 3x3": Layer(
+        (1, 6, 5, 16), (9, 16, 3, 3), "conv2d (block)", pad=_SAME, **_BLOCKS, high=60
+    ),
+    "block, channels first": Layer(
+        (1, 16, 6, 5), (9, 16, 3, 3), "conv2d (block)", pad=_SAME, layout="NCHW", **_BLOCKS
+    ),
+    "block, grouped": Layer(
+        (1, 6, 5, 16), (8, 8, 3, 3), "conv2d (block)", groups=2, **_BLOCKS, uniform=True
     ),
     "dense": Layer((1, 6, 5, 8), (5, 8, 3, 3), "conv2d (dense)", pad=(2, 0, 1, 3)),
     "dense, beyond int8": Layer((1, 6, 5, 8), (5, 8, 3, 3), "conv2d (dense)", largest=255),

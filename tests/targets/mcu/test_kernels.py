@@ -22,13 +22,15 @@ from tvm import relax
 from tvm.tirx import FloatImm
 
 from tests.targets.mcu.nets import PREAMBLE, STRICT, call_c, execute, need
-from tvm_compress.layouts import DenseCodes, GapCodes
+from tvm_compress.layouts import Bank, Block, DenseCodes, GapCodes
 from tvm_compress.ops.meaning import MEANING
 from tvm_compress.targets.mcu.emit import emit_function
 from tvm_compress.targets.mcu.geometry import Geometry, geometry_of
 from tvm_compress.targets.mcu.kernels import Epilogue, build_kernel
 from tvm_compress.targets.mcu.weights import (
     Dense,
+    PackedBanks,
+    PackedBlocks,
     PackedCodes,
     PackedGaps,
     Source,
@@ -136,6 +138,15 @@ class Packing:
             matrix = matrix.astype(np.float32)
             if self.kind == "dense":
                 return Dense(matrix), matrix
+            if self.kind == "blocks":
+                # Most blocks are zero throughout, so that some distances are bridged.
+                ordered = stream_order(matrix, geometry)
+                blocks = np.arange(ordered.shape[1]) // 4
+                kept = chance.random((rows, blocks[-1] + 1)) < self.density
+                ordered = ordered * kept[:, blocks] + np.float32(0)
+                cube = ordered.reshape(rows, *geometry.kernel[::-1], geometry.inputs)
+                matrix = np.ascontiguousarray(cube.transpose(0, 3, 2, 1).reshape(rows, -1))
+                return PackedBlocks(Block.pack(ordered)), matrix
             gaps = GapCodes.pack_values(stream_order(matrix, geometry), self.gap_bits)
             assert gaps.values is not None
             return PackedGaps(gaps, gaps.values), matrix
@@ -144,13 +155,15 @@ class Packing:
         levels = np.arange(1 << self.bits) - (1 << self.bits) // 2
         centroids = np.array([chance.permutation(levels) for _ in range(books)], np.float32)
         # Only where zeros are left out must code 0 be the zero.
-        if self.kind == "gaps":
+        if self.kind in ("gaps", "banks"):
             centroids[:, 0] = 0
         matrix = np.take_along_axis(np.repeat(centroids, rows // books, 0), codes.astype(int), 1)
         centroids = centroids if books > 1 else centroids[0]
         if self.kind == "gaps":
             gaps = GapCodes.pack(stream_order(codes, geometry), self.gap_bits, self.bits)
             return PackedGaps(gaps, centroids), matrix
+        if self.kind == "banks":
+            return PackedBanks(Bank.pack(stream_order(codes, geometry)), centroids), matrix
         return PackedCodes(DenseCodes.pack(codes, self.bits), centroids), matrix
 
 
@@ -163,6 +176,9 @@ PACKINGS = [
     Packing("gaps", bits=5, gap_bits=6),
     Packing("codes", bits=3, most_books=3),
     Packing("gaps", bits=4, gap_bits=4, most_books=3),
+    Packing("banks", bits=4, density=0.2),
+    Packing("banks", bits=3, most_books=3),
+    Packing("blocks"),
 ]
 
 
@@ -178,6 +194,8 @@ def packings() -> st.SearchStrategy[Packing]:
         st.builds(Packing, st.just("dense"), **common),
         st.builds(Packing, st.just("codes"), bits=st.integers(1, 8), **common),
         st.builds(Packing, st.just("gaps"), bits=st.integers(0, 8), gap_bits=gap_bits, **common),
+        st.builds(Packing, st.just("banks"), bits=st.integers(1, 4), **common),
+        st.builds(Packing, st.just("blocks"), **common),
     )
 
 
@@ -308,6 +326,9 @@ def test_any_convolution_is_exact(layer: Layer, packing: Packing) -> None:
 )
 @example(lead=[], inputs=300, outputs=3, packing=Packing("gaps", bits=4, gap_bits=1, density=0.02))
 @example(lead=[13], inputs=9, outputs=3, packing=Packing("gaps", bits=3, gap_bits=3))
+@example(lead=[], inputs=300, outputs=3, packing=Packing("banks", bits=4, density=0.05))
+@example(lead=[], inputs=1302, outputs=3, packing=Packing("blocks", density=0.01))
+@example(lead=[2], inputs=1302, outputs=3, packing=Packing("blocks", density=0.01))
 def test_any_product_is_exact(lead: list[int], inputs: int, outputs: int, packing: Packing) -> None:
     call = relax.BlockBuilder().normalize(
         relax.op.matmul(
@@ -358,6 +379,25 @@ def test_more_entries_than_16_bits_count() -> None:
     expected = np.full((1, 8, 1), 2 * x.sum(), np.float32)
     np.testing.assert_array_equal(run_kernel(geometry, wide, x), expected)
     assert matrix.shape == (8, 9000)
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_blocks_that_are_bridged(vectors: int) -> None:
+    matrix = np.zeros((3, 4 * 600 + 2), np.float32)
+    matrix[0, [1, -1]] = 3, 5
+    matrix[2, -2:] = 7, 2
+    call = relax.op.matmul(
+        relax.Var("x", relax.TensorType((vectors, matrix.shape[1]), "float32")),
+        relax.Var("w", relax.TensorType(matrix.shape[::-1], "float32")),
+    )
+    geometry = geometry_of(relax.BlockBuilder().normalize(call))
+    assert geometry is not None
+    packed = Block.pack(matrix)
+    assert packed.gaps.tolist() == [0, 255, 255, 87, 255, 255, 88]
+    x = whole_numbers(geometry.in_shape, 3)
+    np.testing.assert_array_equal(
+        run_kernel(geometry, PackedBlocks(packed), x), (x @ matrix.T).astype(np.float32)
+    )
 
 
 def test_stream_order_puts_the_channel_last() -> None:

@@ -13,12 +13,21 @@ from tvm import relax
 
 from tests.targets.mcu.nets import Net, assert_close, const, network, normal, shared, stock_tvm
 from tvm_compress import edge, ir
-from tvm_compress.layouts import DenseCodes, GapCodes
+from tvm_compress.layouts import Bank, Block, DenseCodes, GapCodes
 from tvm_compress.ops import CODEBOOK, codebook
+from tvm_compress.passes.bank_prune import from_rows, keep_in_banks, to_rows
+from tvm_compress.passes.block_prune import keep_blocks
 from tvm_compress.targets import reference
 from tvm_compress.targets.mcu.geometry import geometry_of
 from tvm_compress.targets.mcu.lower import LoweredLayer, choose_layout, lower
-from tvm_compress.targets.mcu.weights import Dense, PackedCodes, PackedGaps, stream_order
+from tvm_compress.targets.mcu.weights import (
+    Dense,
+    PackedBanks,
+    PackedBlocks,
+    PackedCodes,
+    PackedGaps,
+    stream_order,
+)
 
 Array = NDArray[Any]
 op = relax.op
@@ -240,57 +249,123 @@ def weight_bytes(source: Any) -> int:
     return sum(int(o.value.nbytes) for o in source.operands())
 
 
-def candidates(parameter: ir.Parameter, geometry: Any) -> list[int]:
+def geometry_for(shape: tuple[int, ...], dtype: str) -> Any:
+    """Of a product with a vector, or of a convolution with as many groups as its shape asks for."""
+    w = relax.Var("w", relax.TensorType(shape, dtype))
+    out = "int32" if dtype == "int8" else "float32"
+    if len(shape) == 2:
+        x = relax.Var("x", relax.TensorType((1, shape[0]), dtype))
+        call = relax.BlockBuilder().normalize(op.matmul(x, w, out_dtype=out))
+    else:
+        groups = max(1, shape[0] // shape[1])
+        x = relax.Var("x", relax.TensorType((1, groups * shape[1], 5, 5), dtype))
+        call = op.nn.conv2d(x, w, groups=groups, out_dtype=out)
+        call = relax.BlockBuilder().normalize(call)
+    return geometry_of(call)
+
+
+def candidates(parameter: ir.Parameter, geometry: Any) -> dict[str, int]:
     """Bytes in flash, centroids included, of every way to store a weight."""
+
+    def rows(array: Array) -> Array:
+        matrix = array.T if geometry.rank == 0 else array
+        return np.ascontiguousarray(matrix.reshape(matrix.shape[0], -1))
+
+    gaps: list[PackedGaps] = []
     if parameter.codes is None:
-        matrix = parameter.value.T if geometry.rank == 0 else parameter.value
-        matrix = np.ascontiguousarray(matrix.reshape(matrix.shape[0], -1))
-        found = [weight_bytes(Dense(matrix))]
+        matrix = rows(parameter.value)
+        ordered = stream_order(matrix, geometry)
         for gap_bits in range(1, 9):
-            gaps = GapCodes.pack_values(stream_order(matrix, geometry), gap_bits)
-            found.append(weight_bytes(PackedGaps(gaps, gaps.values)))  # type: ignore[arg-type]
-        return found
-    codes = parameter.codes.T if geometry.rank == 0 else parameter.codes
-    codes = np.ascontiguousarray(codes.reshape(codes.shape[0], -1))
-    bits = max(1, int(codes.max()).bit_length())
-    centroids = parameter.centroids[: 1 << bits]  # type: ignore[index]
-    found = [codes.size * 4, weight_bytes(PackedCodes(DenseCodes.pack(codes, bits), centroids))]
-    for gap_bits in range(1, 9):
-        gaps = GapCodes.pack(stream_order(codes, geometry), gap_bits, bits)
-        found.append(weight_bytes(PackedGaps(gaps, centroids)))
-    return found
+            values = GapCodes.pack_values(ordered, gap_bits)
+            gaps.append(PackedGaps(values, values.values))  # type: ignore[arg-type]
+        found: list[Any] = [Dense(matrix), PackedBlocks(Block.pack(ordered))]
+    else:
+        codes = rows(parameter.codes)
+        bits = max(1, int(codes.max()).bit_length())
+        centroids = parameter.centroids[: 1 << bits]  # type: ignore[index]
+        ordered = stream_order(codes, geometry)
+        found = [Dense(rows(parameter.value)), PackedCodes(DenseCodes.pack(codes, bits), centroids)]
+        if bits <= 4:
+            found.append(PackedBanks(Bank.pack(ordered), centroids))
+        for gap_bits in range(1, 9):
+            gaps.append(PackedGaps(GapCodes.pack(ordered, gap_bits, bits), centroids))
+    smallest = min(gaps, key=weight_bytes)
+    return {source.layout: weight_bytes(source) for source in (*found, smallest)}
 
 
-@settings(max_examples=60)
+_SHAPES = [(8, 4, 3, 3), (1, 1, 1, 1), (64, 30), (16, 1, 3, 3), (3, 500), (2, 2), (8, 64, 3, 3)]
+
+
+@settings(max_examples=80)
 @given(
-    shape=st.sampled_from([(8, 4, 3, 3), (1, 1, 1, 1), (64, 30), (16, 1, 3, 3), (3, 500), (2, 2)]),
+    shape=st.sampled_from(_SHAPES),
     bits=st.integers(0, 8),
     zeros=st.floats(0, 1),
+    block=st.sampled_from([1, 4]),
+    integers=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_the_layout_is_the_smallest(
-    shape: tuple[int, ...], bits: int, zeros: float, seed: int
+    shape: tuple[int, ...], bits: int, zeros: float, block: int, integers: bool, seed: int
 ) -> None:
+    dtype = "int8" if integers else "float32"
     if bits:
         weight = shared(shape, bits, seed, zeros)
         codes, centroids = (edge.constant_value(arg) for arg in weight.args)
+        if integers:
+            centroids = np.clip(np.round(centroids * 40), -127, 127).astype(np.int8)
         parameter = ir.Parameter("w", centroids[codes], codes, centroids)
     else:
         value = normal(*shape, seed=seed)
-        value[np.random.default_rng(seed).random(shape) < zeros] = 0
-        parameter = ir.Parameter("w", value)
-    w = relax.Var("w", relax.TensorType(shape, "float32"))
-    if len(shape) == 2:
-        x = relax.Var("x", relax.TensorType((1, shape[0]), "float32"))
-        call = relax.BlockBuilder().normalize(op.matmul(x, w))
-    else:
-        x = relax.Var("x", relax.TensorType((1, shape[0], 5, 5), "float32"))
-        groups = shape[0] // shape[1]
-        call = relax.BlockBuilder().normalize(op.nn.conv2d(x, w, groups=groups))
-    source = choose_layout(parameter, geometry_of(call))  # type: ignore[arg-type]
-    best = min(candidates(parameter, geometry_of(call)))
-    # Entries of whole bytes may cost a tenth more.
-    assert weight_bytes(source) <= best * 1.10
+        rows = to_rows(value, 1 if len(shape) == 2 else 0)
+        kept = np.random.default_rng(seed).random(rows.shape)[:, ::block].repeat(block, axis=1)
+        rows[kept[:, : rows.shape[1]] < zeros] = 0
+        value = from_rows(rows, shape, 1 if len(shape) == 2 else 0)
+        parameter = ir.Parameter("w", (value * 40).astype(dtype) if integers else value)
+    geometry = geometry_for(shape, dtype)
+    source = choose_layout(parameter, geometry)
+    sizes = candidates(parameter, geometry)
+    # Entries of gap_codes of whole bytes may cost a tenth more, where that is still the smallest.
+    others = min(size for name, size in sizes.items() if name != "gap_codes")
+    assert weight_bytes(source) <= min(others, sizes["gap_codes"] * 1.10)
+    if source.layout != "gap_codes":
+        assert weight_bytes(source) == others
+    again = choose_layout(parameter, geometry)
+    assert again.layout == source.layout
+    for one, two in zip(again.operands(), source.operands(), strict=True):
+        assert one.value.tobytes() == two.value.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(64, 48, 3, 3), (64, 24, 1, 1), (320, 96), (24, 1, 4, 4)])
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_what_bank_prune_makes_is_laid_out_in_banks(shape: tuple[int, ...], keep: int) -> None:
+    axis = 1 if len(shape) == 2 else 0
+    rows = keep_in_banks(to_rows(normal(*shape), axis), keep, 16)
+    weight = from_rows(rows, shape, axis)
+    codes = np.where(weight == 0, 0, 1 + np.abs(weight * 3).astype(int).clip(0, 14))
+    centroids = np.arange(16, dtype=np.float32)
+    parameter = ir.Parameter("w", centroids[codes], codes.astype(np.uint8), centroids)
+    geometry = geometry_for(shape, "float32")
+    source = choose_layout(parameter, geometry)
+    assert isinstance(source, PackedBanks)
+    assert source.packed.keep == keep
+    # Every byte is a weight: the order of banks is that of the pass.
+    assert source.packed.nbytes == np.count_nonzero(weight)
+    # At 4 of 16 entries of 7 bits would be a little smaller, but not those of a byte.
+    gaps = candidates(parameter, geometry)["gap_codes"] * (1.10 if keep == 4 else 1)
+    assert weight_bytes(source) < gaps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int16"])
+@pytest.mark.parametrize("shape", [(12, 24, 3, 3), (64, 20)])
+def test_what_block_prune_makes_is_laid_out_in_blocks(shape: tuple[int, ...], dtype: str) -> None:
+    axis = 1 if len(shape) == 2 else 0
+    rows = keep_blocks(to_rows(normal(*shape), axis), 0.75, 4)
+    value = from_rows(np.where(rows == 0, 0, np.sign(rows) + 30 * rows), shape, axis)
+    parameter = ir.Parameter("w", value.astype(dtype))
+    source = choose_layout(parameter, geometry_for(shape, "float32"))
+    assert isinstance(source, PackedBlocks)
+    assert source.packed.values.size == np.count_nonzero(rows)
 
 
 def test_no_more_centroids_are_stored_than_codes_can_name() -> None:

@@ -56,6 +56,41 @@ def geometry(
     return Geometry(**{**values, **changes})
 
 
+# Convolutions and products whose every edge is another one.
+SHAPES: dict[str, Geometry] = {
+    "pointwise": geometry((3, 5), 16, 12),
+    "pointwise, odd channels": geometry((2, 5), 7, 5),
+    "one pixel": geometry((1, 1), 40, 10),
+    "one pixel, inputs by 2": geometry((1, 1), 42, 7),
+    "one pixel, one input": geometry((1, 1), 1, 3),
+    "two pixels, one output": geometry((1, 2), 5, 1),
+    "rows of a product": geometry((1, 7), 12, 6, rank=0, in_shape=(7, 12), out_shape=(7, 6)),
+    "strided without a window": geometry((7, 6), 8, 6, strides=(2, 2)),
+    "strided, odd channels": geometry((5, 7), 3, 5, strides=(3, 2)),
+    "3x3": geometry((6, 7), 8, 6, (3, 3), before=(1, 1)),
+    "3x3 without padding": geometry((6, 7), 4, 4, (3, 3)),
+    "3x3 of colours, SAME with stride 2": geometry((8, 8), 3, 8, (3, 3), (2, 2), (0, 0), (1, 1)),
+    "10x4 of one channel": geometry((25, 10), 1, 9, (10, 4), (2, 2), (4, 1), (5, 1)),
+    "padded to the left alone": geometry((5, 5), 5, 3, (3, 3), before=(2, 2), after=(0, 0)),
+    "padded to the right alone": geometry((5, 5), 6, 3, (2, 4), after=(1, 3)),
+    "padded more than a window": geometry((3, 3), 4, 3, (3, 3), before=(5, 4)),
+    "dilated rows": geometry((9, 5), 6, 5, (3, 2), (2, 1), (2, 1), dilation=(2, 1)),
+    "dilated columns": geometry((6, 9), 4, 5, (3, 3), (1, 1), (2, 2), dilation=(2, 2)),
+    "dilated columns, odd channels": geometry(
+        (3, 12), 3, 4, (2, 3), (1, 2), (0, 1), dilation=(1, 3)
+    ),
+    "stride of the window": geometry((8, 8), 4, 5, (2, 2), (2, 2)),
+    "wide strides": geometry((9, 23), 2, 3, (3, 2), (3, 7)),
+    "one row high": geometry((1, 11), 6, 5, (1, 3), (1, 2), (0, 1)),
+    "one column wide": geometry((9, 1), 5, 5, (4, 1), (2, 1), (1, 0)),
+    "window of the image": geometry((4, 5), 12, 9, (4, 5)),
+    "wide kernel": geometry((2, 60), 3, 2, (1, 45)),
+    "one-dimensional": geometry(
+        (1, 20), 6, 5, (1, 4), (1, 2), (0, 1), rank=1, in_shape=(1, 20, 6), out_shape=(1, 10, 5)
+    ),
+}
+
+
 def depthwise(
     size: Pair, channels: int, kernel: Pair = (3, 3), multiple: int = 1, **options: Any
 ) -> Geometry:

@@ -27,9 +27,15 @@ from tests.targets.mcu.dsp.test_whole_path import _LAYERS
 from tests.targets.mcu.integer_nets import Layer, differing, emit, module_of, samples_of
 from tests.targets.mcu.nets import Net, network
 from tvm_compress.codec import huffman
-from tvm_compress.targets.artifact import Optimize
+from tvm_compress.targets.artifact import Goal
 from tvm_compress.targets.mcu import dsp
-from tvm_compress.targets.mcu.dsp import PREFERENCES, Preference, coded, dsp_kernels
+from tvm_compress.targets.mcu.dsp import (
+    PREFERENCES,
+    Preference,
+    coded,
+    dsp_kernels,
+    preference,
+)
 from tvm_compress.targets.mcu.dsp.assembler import Assembler
 from tvm_compress.targets.mcu.dsp.coded import LOOKUP, WeightCode, count_bytes, share_codes
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
@@ -346,8 +352,8 @@ def _layers(spreads: list[float], inputs: int = 512) -> list[tuple[IntegerLayer,
     return made
 
 
-def _kinds(layers: list[tuple[IntegerLayer, None]], preference: Preference) -> list[str]:
-    kernels = dsp_kernels(layers, preference)
+def _kinds(layers: list[tuple[IntegerLayer, None]], wanted: Preference) -> list[str]:
+    kernels = dsp_kernels(layers, wanted)
     return [kernel.layout for kernel in kernels if kernel is not None]
 
 
@@ -362,7 +368,7 @@ def test_weights_are_coded_where_that_pays() -> None:
     assert _kinds(layers, replace(size, byte_cost=10.0)) == ["paired", "paired"]
     # What one small layer saves is less than the decoder takes; together they save enough.
     small = _layers([3.0] * 3, inputs=16)
-    assert _kinds(small[:1], size) == ["paired"]
+    assert _kinds(small[:1], size) == ["narrow"]
     assert _kinds(small, size) == ["coded_paired"] * 3
     # Of many pixels each tile would decode all weights again.
     many = replace(layers[0][0], geometry=geometry((40, 40), 512, 64))
@@ -370,11 +376,13 @@ def test_weights_are_coded_where_that_pays() -> None:
 
 
 def test_preferences_are_those_of_build() -> None:
-    assert tuple(PREFERENCES) == get_args(Optimize)
-    prices = [preference.byte_cost for preference in PREFERENCES.values()]
+    assert tuple(PREFERENCES) == get_args(Goal)
+    prices = [one.byte_cost for one in PREFERENCES.values()]
     assert prices == sorted(prices)
     assert [name for name, one in PREFERENCES.items() if one.coded] == ["size"]
     assert PREFERENCES["balanced"] == Preference()
+    assert preference("size") == PREFERENCES["size"]
+    assert preference(40) == Preference(40.0, coded=True)
 
 
 # -- networks -------------------------------------------------------------------------------------
@@ -419,7 +427,7 @@ def test_coded_layers_on_the_board(
     net: tvm.IRModule, right: list[dict[str, Array]], toolchain: str
 ) -> None:
     flash = {}
-    for optimize in get_args(Optimize):
+    for optimize in get_args(Goal):
         built = tc.build(net, board="cortex-m4", toolchain=toolchain, optimize=optimize)
         assert isinstance(built, FirmwareArtifact)
         flash[optimize] = built.size.flash_bytes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.targets.mcu.dsp.judge import check
-from tests.targets.mcu.dsp.layers import expected, geometry, layer, pixels
+from tests.targets.mcu.dsp.layers import SHAPES, expected, geometry, layer, pixels
 from tests.targets.mcu.dsp.machine import assemble, call
 from tvm_compress.targets.mcu.dsp import dsp_kernel
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
@@ -36,47 +36,13 @@ def _sparse(one: IntegerLayer, density: float, channels: int, seed: int = 0) -> 
     return replace(one, weights=w.reshape(g.outputs, -1))
 
 
-_SHAPES: dict[str, Geometry] = {
-    "pointwise": geometry((3, 5), 16, 12),
-    "pointwise, odd channels": geometry((2, 5), 7, 5),
-    "one pixel": geometry((1, 1), 40, 10),
-    "one pixel, inputs by 2": geometry((1, 1), 42, 7),
-    "one pixel, one input": geometry((1, 1), 1, 3),
-    "two pixels, one output": geometry((1, 2), 5, 1),
-    "rows of a product": geometry((1, 7), 12, 6, rank=0, in_shape=(7, 12), out_shape=(7, 6)),
-    "strided without a window": geometry((7, 6), 8, 6, strides=(2, 2)),
-    "strided, odd channels": geometry((5, 7), 3, 5, strides=(3, 2)),
-    "3x3": geometry((6, 7), 8, 6, (3, 3), before=(1, 1)),
-    "3x3 without padding": geometry((6, 7), 4, 4, (3, 3)),
-    "3x3 of colours, SAME with stride 2": geometry((8, 8), 3, 8, (3, 3), (2, 2), (0, 0), (1, 1)),
-    "10x4 of one channel": geometry((25, 10), 1, 9, (10, 4), (2, 2), (4, 1), (5, 1)),
-    "padded to the left alone": geometry((5, 5), 5, 3, (3, 3), before=(2, 2), after=(0, 0)),
-    "padded to the right alone": geometry((5, 5), 6, 3, (2, 4), after=(1, 3)),
-    "padded more than a window": geometry((3, 3), 4, 3, (3, 3), before=(5, 4)),
-    "dilated rows": geometry((9, 5), 6, 5, (3, 2), (2, 1), (2, 1), dilation=(2, 1)),
-    "dilated columns": geometry((6, 9), 4, 5, (3, 3), (1, 1), (2, 2), dilation=(2, 2)),
-    "dilated columns, odd channels": geometry(
-        (3, 12), 3, 4, (2, 3), (1, 2), (0, 1), dilation=(1, 3)
-    ),
-    "stride of the window": geometry((8, 8), 4, 5, (2, 2), (2, 2)),
-    "wide strides": geometry((9, 23), 2, 3, (3, 2), (3, 7)),
-    "one row high": geometry((1, 11), 6, 5, (1, 3), (1, 2), (0, 1)),
-    "one column wide": geometry((9, 1), 5, 5, (4, 1), (2, 1), (1, 0)),
-    "window of the image": geometry((4, 5), 12, 9, (4, 5)),
-    "wide kernel": geometry((2, 60), 3, 2, (1, 45)),
-    "one-dimensional": geometry(
-        (1, 20), 6, 5, (1, 4), (1, 2), (0, 1), rank=1, in_shape=(1, 20, 6), out_shape=(1, 10, 5)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", _SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name: str) -> None:
     chance = np.random.default_rng(len(name))
     kernels = []
     for rounding in ("double", "single"):
         for uniform in (False, True):
-            one = layer(_SHAPES[name], chance, rounding=rounding, uniform=uniform, gain=0.5)
+            one = layer(SHAPES[name], chance, rounding=rounding, uniform=uniform, gain=0.5)
             assert Convolution.refuses(one) is None
             kernels.append(Convolution(one))
     check(kernels)
@@ -88,7 +54,7 @@ def test_every_layout_with_every_tile(largest: int, rounding: str) -> None:
     chance = np.random.default_rng(largest)
     kernels = []
     for shape in ("pointwise", "pointwise, odd channels", "3x3", "dilated rows"):
-        one = layer(_SHAPES[shape], chance, rounding=rounding, largest=largest, gain=0.5)
+        one = layer(SHAPES[shape], chance, rounding=rounding, largest=largest, gain=0.5)
         assert one.pairable == (largest == 127)
         for layout, count in Product.forms(one):
             kernels += [Convolution(one, unroll=u, layout=layout, pixels=count) for u in (1, 8, 48)]
@@ -108,7 +74,7 @@ def test_codes(count: int) -> None:
         "3x3",
         "10x4 of one channel",
     ):
-        one = layer(_SHAPES[shape], chance, rounding=chance.choice(["double", "single"]), gain=0.5)
+        one = layer(SHAPES[shape], chance, rounding=chance.choice(["double", "single"]), gain=0.5)
         values = np.append(chance.choice(np.arange(1, 128), count - 1, replace=False), 0)
         picked = chance.choice(values * chance.choice([-1, 1], count), one.weights.shape)
         one = replace(one, weights=picked.astype(np.int16))
@@ -119,7 +85,7 @@ def test_codes(count: int) -> None:
             if size <= width:
                 kernels += [Convolution(one, unroll=u, layout=layout, pixels=size) for u in (1, 48)]
     check(kernels)
-    few = layer(_SHAPES["pointwise"], chance)
+    few = layer(SHAPES["pointwise"], chance)
     assert len(np.unique(few.weights)) > 16
     assert "codes" not in {layout for layout, _ in Product.forms(few)}
 
@@ -145,7 +111,7 @@ def test_blocks(density: float, uniform: bool) -> None:
         "3x3",
         "10x4 of one channel",
     ):
-        one = _sparse(layer(_SHAPES[shape], chance, uniform=uniform), density, 2)
+        one = _sparse(layer(SHAPES[shape], chance, uniform=uniform), density, 2)
         for count in range(1, 1 + min(3, one.geometry.flattened().out_size[1])):
             kernels += [Convolution(one, unroll=u, layout="blocks", pixels=count) for u in (1, 48)]
     check(kernels)
@@ -375,13 +341,13 @@ def test_extreme_shapes_assemble_with_both_assemblers(g: Geometry, both: list[An
     assert max(sizes) <= function.code_bytes
 
 
-_OVER = [name for name in _SHAPES if "more than a window" not in name]
+_OVER = [name for name in SHAPES if "more than a window" not in name]
 
 
 @pytest.mark.parametrize("name", _OVER)
 def test_outputs_over_the_inputs(name: str) -> None:
     """The output may begin ``distances`` bytes before the input, and over it from there on."""
-    one = layer(_SHAPES[name], np.random.default_rng(len(name)), gain=0.5)
+    one = layer(SHAPES[name], np.random.default_rng(len(name)), gain=0.5)
     x = pixels(one.geometry, np.random.default_rng(0))
     right = expected(one, x)
     for count in range(1, 1 + min(3, one.geometry.flattened().out_size[1])):
@@ -418,13 +384,13 @@ def test_outputs_closer_than_that_spoil_inputs() -> None:
 
 
 def test_kernels_use_no_register_of_the_fpu() -> None:
-    for one in (layer(g, np.random.default_rng(0), low=-5) for g in _SHAPES.values()):
+    for one in (layer(g, np.random.default_rng(0), low=-5) for g in SHAPES.values()):
         lines = Convolution(one).function().text.splitlines()
         assert not [line for line in lines if line.strip().startswith("v")]
 
 
 def test_the_stack_is_aligned_for_calls_of_c() -> None:
-    for one in (layer(g, np.random.default_rng(0)) for g in _SHAPES.values()):
+    for one in (layer(g, np.random.default_rng(0)) for g in SHAPES.values()):
         first, second = Convolution(one).function().text.splitlines()[:2]
         assert first.strip() == "push {r4-r11, lr}"
         assert (9 * 4 + int(second.split("#")[1])) % 8 == 0
@@ -433,7 +399,7 @@ def test_the_stack_is_aligned_for_calls_of_c() -> None:
 def test_stack_is_small_and_grows_with_the_rows_of_a_window() -> None:
     taken = []
     for name in ("pointwise", "3x3", "10x4 of one channel"):
-        one = layer(_SHAPES[name], np.random.default_rng(0))
+        one = layer(SHAPES[name], np.random.default_rng(0))
         kernel = Convolution(one)
         x = np.zeros((*one.geometry.in_size, one.geometry.inputs), np.int8)
         y = np.zeros((*one.geometry.out_size, one.geometry.outputs), np.int8)

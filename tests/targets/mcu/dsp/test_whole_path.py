@@ -29,6 +29,17 @@ def _first_and_last(w: Array) -> Array:
     return kept
 
 
+def _thin(w: Array) -> Array:
+    """Keep weights at no pattern, a few in a hundred."""
+    return np.where(abs(w * 7919 % 101) < 12, w, 0)
+
+
+def _few_bits(w: Array) -> Array:
+    """Leave 4 bits of two channels of three, and all of the third."""
+    last = np.arange(len(w)) % 3 == 2
+    return np.where(last.reshape(-1, *[1] * (w.ndim - 1)), w, w >> 4)
+
+
 _LAYERS: dict[str, Layer] = {
     "pointwise": Layer((1, 4, 5, 16), (12, 16, 1, 1), "conv2d (paired)"),
     "pointwise, odd": Layer((1, 3, 3, 7), (5, 7, 1, 1), "conv2d (paired)", rounding="single"),
@@ -74,11 +85,38 @@ _LAYERS: dict[str, Layer] = {
     "weights of zero": Layer(
         (1, 2, 3, 64), (4, 64, 1, 1), "conv2d (blocks)", bias=100_000, change=lambda w: 0 * w
     ),
-    "a few blocks": Layer((1, 160), (160, 8), "matmul (blocks)", zeros=0.85),
+    "a few blocks": Layer((1, 160), (160, 8), "matmul (gaps)", zeros=0.85),
     "a few blocks, 3x3": Layer(
         (1, 6, 6, 8), (8, 8, 3, 3), "conv2d (blocks)", pad=(1, 1, 1, 1), zeros=0.8
     ),
-    "blocks far apart": Layer((1, 400), (400, 4), "matmul (blocks)", change=_first_and_last),
+    "blocks far apart": Layer((1, 400), (400, 4), "matmul (gaps)", change=_first_and_last),
+    "few weights": Layer((1, 8, 9, 48), (32, 48, 1, 1), "conv2d (gaps)", change=_thin),
+    "few weights, 3x3": Layer(
+        (1, 12, 12, 16),
+        (12, 16, 3, 3),
+        "conv2d (gaps)",
+        pad=(1, 1, 1, 1),
+        change=_thin,
+        rounding="single",
+    ),
+    "few weights, fully connected": Layer((1, 200), (200, 12), "matmul (gaps)", change=_thin),
+    "few shared weights": Layer(
+        (1, 8, 9, 64), (32, 64, 1, 1), "conv2d (gap_codes)", shared=True, zeros=0.8
+    ),
+    "few shared weights, fully connected": Layer(
+        (1, 400), (400, 24), "matmul (gap_codes)", shared=True, zeros=0.8
+    ),
+    "few bits, fully connected": Layer(
+        (1, 200), (200, 24), "matmul (narrow)", change=lambda w: w >> 4
+    ),
+    "few bits, 3x3": Layer(
+        (1, 3, 3, 16),
+        (30, 16, 3, 3),
+        "conv2d (narrow)",
+        pad=(1, 1, 1, 1),
+        change=_few_bits,
+        rounding="single",
+    ),
     "depthwise": Layer(
         (1, 7, 6, 8), (8, 1, 3, 3), "depthwise_conv2d (wide)", pad=(1, 1, 1, 1), groups=8
     ),

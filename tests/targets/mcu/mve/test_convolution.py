@@ -12,23 +12,13 @@ from hypothesis import strategies as st
 
 from tests.targets.mcu.dsp.layers import depthwise, expected, geometry, layer, pixels
 from tests.targets.mcu.mve.machine import Case, check
+from tests.targets.mcu.mve.strategies import convolutions, layers, product, relu
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.geometry import Geometry
 from tvm_compress.targets.mcu.mve import mve_kernel
 from tvm_compress.targets.mcu.mve.convolution import VectorConvolution
 
 TOOLS = ["zig", pytest.param("gnu", marks=pytest.mark.gnu)]
-
-
-def product(pixels: int, inputs: int, outputs: int) -> Geometry:
-    """A product of (pixels, inputs) with (inputs, outputs)."""
-    shapes = {"in_shape": (pixels, inputs), "out_shape": (pixels, outputs)}
-    return geometry((1, pixels), inputs, outputs, rank=0, **shapes)
-
-
-def relu(one: IntegerLayer) -> IntegerLayer:
-    """The same layer with the zero point as its lower limit."""
-    return replace(one, requantize=replace(one.requantize, low=one.requantize.zero_point))
 
 
 def case(name: str, one: IntegerLayer, chance: np.random.Generator, *mode: Any) -> Case:
@@ -180,42 +170,8 @@ def test_dead_channels_and_factors_of_a_half_and_more() -> None:
     assert VectorConvolution.refuses(most) == "a shift is out of range"
 
 
-@st.composite
-def layers(draw: st.DrawFn) -> IntegerLayer:
-    """Small convolutions of any shape that the kernel takes."""
-    kernel = draw(st.sampled_from([(1, 1), (3, 3), (2, 5), (4, 1), (1, 2), (5, 3)]))
-    windowed = kernel != (1, 1)
-    dilation = [draw(st.integers(1, 2)) if windowed else 1 for _ in range(2)]
-    reach = [(kernel[i] - 1) * dilation[i] + 1 for i in range(2)]
-    strides = draw(st.integers(1, reach[0] if windowed else 3)), draw(st.integers(1, 3))
-    pads = [draw(st.integers(0, 2)) if windowed else 0 for _ in range(4)]
-    size = tuple(
-        max(1, reach[i] - pads[i] - pads[2 + i]) + draw(st.integers(0, 5)) for i in range(2)
-    )
-    g = geometry(
-        (size[0], size[1]),
-        draw(st.integers(1, 40)),
-        draw(st.integers(1, 40)),
-        kernel,
-        strides,
-        (pads[0], pads[1]),
-        (pads[2], pads[3]),
-        (dilation[0], dilation[1]),
-    )
-    one = layer(
-        g,
-        np.random.default_rng(draw(st.integers(0, 1 << 16))),
-        rounding=draw(st.sampled_from(["double", "single"])),
-        uniform=draw(st.booleans()),
-        low=draw(st.sampled_from([-128, -30])),
-        largest=draw(st.sampled_from([127, 127, 254])),
-    )
-    one.weights[0, 0] = -128
-    return relu(one) if draw(st.booleans()) else one
-
-
 @pytest.mark.qemu
-@given(st.lists(layers(), min_size=12, max_size=12), st.integers(0, 1 << 16))
+@given(st.lists(layers(convolutions()), min_size=12, max_size=12), st.integers(0, 1 << 16))
 @settings(max_examples=4, deadline=None)
 def test_any_layer_gives_the_exact_bytes(many: list[IntegerLayer], seed: int) -> None:
     chance = np.random.default_rng(seed)

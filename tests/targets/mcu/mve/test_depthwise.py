@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.targets.mcu.dsp.layers import depthwise, expected, geometry, layer, pixels
 from tests.targets.mcu.mve.machine import Case, check
-from tests.targets.mcu.mve.test_convolution import TOOLS, relu
+from tests.targets.mcu.mve.strategies import depthwise_convolutions, layers, relu
+from tests.targets.mcu.mve.test_convolution import TOOLS
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
 from tvm_compress.targets.mcu.mve.depthwise import VectorDepthwise
 
@@ -81,38 +82,10 @@ def test_weights_of_nine_bits() -> None:
     check(cases)
 
 
-@st.composite
-def layers(draw: st.DrawFn) -> IntegerLayer:
-    """Small depthwise layers of any shape that the kernel takes."""
-    kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    pads = [draw(st.integers(0, 2)) for _ in range(4)]
-    size = tuple(
-        max(1, kernel[i] - pads[i] - pads[2 + i]) + draw(st.integers(0, 7)) for i in range(2)
-    )
-    channels = draw(st.integers(2, 40))
-    channels = max(channels, -(-16 // size[1]))
-    g = depthwise(
-        (size[0], size[1]),
-        channels,
-        kernel,
-        strides=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
-        before=(pads[0], pads[1]),
-        after=(pads[2], pads[3]),
-    )
-    one = layer(
-        g,
-        np.random.default_rng(draw(st.integers(0, 1 << 16))),
-        rounding=draw(st.sampled_from(["double", "single"])),
-        uniform=draw(st.booleans()),
-        low=draw(st.sampled_from([-128, -30])),
-        largest=draw(st.sampled_from([127, 127, 254])),
-    )
-    one.weights[0, 0] = -128
-    return relu(one) if draw(st.booleans()) else one
-
-
 @pytest.mark.qemu
-@given(st.lists(layers(), min_size=12, max_size=12), st.integers(0, 1 << 16))
+@given(
+    st.lists(layers(depthwise_convolutions()), min_size=12, max_size=12), st.integers(0, 1 << 16)
+)
 @settings(max_examples=4, deadline=None)
 def test_any_layer_gives_the_exact_bytes(many: list[IntegerLayer], seed: int) -> None:
     chance = np.random.default_rng(seed)
