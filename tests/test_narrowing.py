@@ -47,7 +47,7 @@ def test_levels_fit_and_beat_plain_rounding(seed: int, columns: int, bits: int, 
         plain = np.clip(np.rint(row / full), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         change = plain * full - row
         best_shift = -(gram[-1, :-1] @ change) / gram[-1, -1] if bias else 0.0
-        damping = 1e-3 * np.trace(gram) / columns * np.square(change).sum()
+        damping = 2e-3 * np.trace(gram) / columns * np.square(change).sum()
         assert mine <= error(change, best_shift, gram) + damping + 1e-12
         if not bias:
             assert shift == 0.0
@@ -58,7 +58,7 @@ def test_no_single_move_of_a_level_helps() -> None:
     found = narrow_rows(rows, grams, 4)
     for row, gram, levels, step in zip(rows, grams, found.levels, found.steps, strict=True):
         inner = gram[:-1, :-1] - np.outer(gram[-1, :-1], gram[-1, :-1]) / gram[-1, -1]
-        inner += 1e-3 * np.trace(inner) / 20 * np.eye(20)
+        inner += (1e-3 * np.trace(inner) / 20 + 1e-5 * np.trace(gram) / 21) * np.eye(20)
         change = levels * step - row
         before = change @ inner @ change
         for column, move in itertools.product(range(20), (-1, 1)):
@@ -94,8 +94,25 @@ def test_a_row_of_zeros_and_one_that_nothing_reaches(bits: int) -> None:
     assert not found.levels[0].any()
     assert np.isfinite(found.error).all()
     assert np.isfinite(found.shift).all()
-    # Near where it was.
-    assert np.abs(found.levels[1] * found.steps[1] - rows[1]).max() <= found.steps[1] * 2.1
+    # Near where it was: no level is nearer, but for those that were cut off.
+    away = np.abs(found.levels[1] * found.steps[1] - rows[1])
+    inside = np.abs(found.levels[1]) < 2 ** (bits - 1) - 1
+    assert inside.any()
+    assert away[inside].max() <= found.steps[1] * 0.51
+
+
+def test_faint_gradients_that_float32_has_rounded() -> None:
+    """Inputs that hardly vary: what is left beside the bias is rounding, of either sign."""
+    rng = np.random.default_rng(8)
+    samples = (1.0 + 1e-5 * rng.standard_normal((200, 30))).astype(np.float32)
+    gram = (samples.T @ samples / 200).astype(np.float64)
+    rows = rng.standard_normal((2, 29))
+    found = narrow_rows(rows, np.stack([gram, gram * 1e-40]), 4)
+    np.testing.assert_array_equal(found.levels[1], narrow_rows(rows[1:], gram[None], 4).levels[0])
+    assert found.error[1] < 1e-36
+    # The bias takes up what such inputs cannot tell apart.
+    change = found.levels * found.steps[:, None] - rows
+    np.testing.assert_allclose(found.shift, -change.sum(axis=1), rtol=1e-3, atol=1e-3)
 
 
 def test_the_better_of_two() -> None:

@@ -183,10 +183,12 @@ def test_whether_training_data_is_needed() -> None:
 def test_whether_inputs_are_needed_or_taken() -> None:
     shot = {name: Recipe([{"step": name}]) for name in STEPS}
     assert {name for name, recipe in shot.items() if recipe.needs_inputs} == {
+        "narrow-weights",
         "quantize",
         "reconstruct",
     }
     assert {name for name, recipe in shot.items() if recipe.takes_inputs} == {
+        "narrow-weights",
         "quantize",
         "reconstruct",
         "reduce-rate",

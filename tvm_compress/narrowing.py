@@ -34,6 +34,9 @@ _Floats = NDArray[np.float64]
 _REACHES = (0.8, 0.9, 1.0)
 _DAMPING = 1e-3  # of the Gram matrix, as a share of the mean of its diagonal
 _MOST_SWEEPS = 20
+# What float32 has rounded off a Gram matrix, as a share of the mean of its diagonal; and matrices
+# with a smaller one hold nothing.
+_ROUNDING, _FAINTEST = 1e-5, 1e-60
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def narrow_rows(rows: _Floats, grams: _Floats, bits: int) -> Narrowed:
     >>> found.levels.tolist()
     [[3, -3]]
     """
-    grams, along = _without_bias(grams)
+    grams, along, unit = _without_bias(grams)
     order = np.argsort(-np.diagonal(grams, axis1=1, axis2=2), axis=1, kind="stable")
     held = np.stack([gram[np.ix_(o, o)] for gram, o in zip(grams, order, strict=True)])
     sorted_rows = np.take_along_axis(rows, order, 1)
@@ -98,7 +101,7 @@ def narrow_rows(rows: _Floats, grams: _Floats, bits: int) -> Narrowed:
             levels = np.clip(np.rint(sorted_rows / steps[:, None]), *_bounds(bits))
         levels = _moved(sorted_rows, held, levels, steps, bits)
         change = levels * steps[:, None] - sorted_rows
-        error = np.einsum("rc,rcd,rd->r", change, held, change, optimize=True)
+        error = unit * np.einsum("rc,rcd,rd->r", change, held, change, optimize=True)
         change = np.take_along_axis(change, back, 1)
         shift = -np.einsum("rc,rc->r", change, along)
         found = Narrowed(np.take_along_axis(levels, back, 1).astype(np.int64), steps, shift, error)
@@ -107,15 +110,21 @@ def narrow_rows(rows: _Floats, grams: _Floats, bits: int) -> Narrowed:
     return best
 
 
-def _without_bias(grams: _Floats) -> tuple[_Floats, _Floats]:
-    """Give the matrices of the weights alone with the bias at its best, and how it follows them."""
+def _without_bias(grams: _Floats) -> tuple[_Floats, _Floats, _Floats]:
+    """Give the matrices of the weights alone with the bias at its best, and how it follows them.
+
+    The matrices are in units of their own, the last result: gradients may be as faint as they like.
+    """
+    unit = np.trace(grams, axis1=1, axis2=2) / grams.shape[1]
+    # A row that no sample reaches may go anywhere; it stays near where it was.
+    unit = np.where(unit > _FAINTEST, unit, 0.0)
+    grams = grams / np.where(unit > 0, unit, np.inf)[:, None, None]
     bias = grams[:, -1, -1]
     along = grams[:, -1, :-1] / np.where(bias > 0, bias, 1.0)[:, None]
     inner = grams[:, :-1, :-1] - along[:, :, None] * grams[:, -1, None, :-1]
     level = _DAMPING * np.diagonal(inner, axis1=1, axis2=2).mean(axis=1)
-    # A row that no sample reaches may go anywhere; it stays near where it was.
-    level = np.where(level > 0, level, 1.0)
-    return inner + level[:, None, None] * np.eye(inner.shape[1]), along
+    level = np.maximum(level, 0.0) + np.where(unit > 0, _ROUNDING, 1.0)
+    return inner + level[:, None, None] * np.eye(inner.shape[1]), along, unit
 
 
 def _bounds(bits: int) -> tuple[int, int]:
