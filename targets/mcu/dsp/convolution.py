@@ -136,7 +136,7 @@ class Convolution:
         forms = Product.forms(self.layer)
         unrolls: tuple[int, ...] = _UNROLLS
         if coded:
-            forms = [form for form in forms if form[0] in ("paired", "wide")]
+            forms = [form for form in forms if form[0] in ("paired", "offset", "wide")]
             unrolls = _UNROLLS[:1]
         elif byte_cost >= SCARCE:
             unrolls = (_SHORT_UNROLL, *_UNROLLS)

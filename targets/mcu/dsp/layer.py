@@ -64,9 +64,20 @@ class IntegerLayer:
         """Whether a sum, or what requantization adds to it, could leave a word."""
         return bool((self.bound + self.requantize.most_added).max(initial=0) >= 1 << 31)
 
-    @cached_property
+    @property
     def pairable(self) -> bool:
         """Whether the weights of two channels fit a halfword, and their sums a word."""
-        if self.weights.min(initial=0) < -127 or self.weights.max(initial=0) > 127:
-            return False
-        return bool(256 * self.bound.max() + self.bound.max() < 1 << 31)
+        return self.offset == 0
+
+    @cached_property
+    def offset(self) -> int | None:
+        """What to take off all weights, so that those of two channels fit a halfword.
+
+        It is the one next to zero; None where no offset does it, or where sums (of the weights as
+        they are, for the offset is added again) do not fit a word. A weight of zero, of inputs that
+        are none, has to fit as well.
+        """
+        low, high = int(self.weights.min(initial=0)), int(self.weights.max(initial=0))
+        if high - low > 254 or 257 * self.bound.max() >= 1 << 31:
+            return None
+        return min(low + 127, 0) + max(high - 127, 0)

@@ -216,31 +216,13 @@ class NarrowProduct(Product):
     def emit(self, out: Assembler, frame: dict[str, int]) -> None:
         """Write the product; see :meth:`Product.emit` for the slots of the frame."""
         self._out, self._frame = out, frame
-        self._sum_pixels()
+        self._sum_pixels(1)
         self._load(_WP, "stream")
         for kind in (_QUAD, _TRIPLE, _PAIR):
             count = sum(one.kind is kind for one in self.rounds)
             if count:
                 with out.counted_on_stack(frame["part"], "r0", count):
                     _RoundCode(self, kind, out, frame).emit()
-
-    def _sum_pixels(self) -> None:
-        """Put the sum of each pixel's inputs into the frame."""
-        out, pixels = self._out, self.tile.pixels
-        words = self.steps * pixels
-        each = next(n for n in (8, 4, 2) if words % n == 0)
-        loads = words // each
-        per = max(n for n in (1, 2, 3, 4) if loads % n == 0)
-        x = [f"r{3 + i}" for i in range(each)]
-        self._load(_XP, "tile")
-        out.move("r2", _ONES)
-        out.op(*(f"mov r{p}, #0" for p in range(pixels)))
-        with out.counted("lr", loads // per):
-            for _ in range(per):
-                out.op(f"ldm {_XP}!, {{{', '.join(x)}}}")
-                out.op(*(f"smlad r{i % pixels}, {x[i]}, r2, r{i % pixels}" for i in range(each)))
-        for p in range(pixels):
-            self._save(f"r{p}", f"table{p}")
 
 
 class _RoundCode:

@@ -3,18 +3,22 @@
 A tile is two output channels (a *pair*) with up to three pixels, or two pairs with one pixel. Its
 pixels lie widened to 16 bits in a small buffer, its weights in a stream in the order of use:
 for each round of channels the biases, the weights and the constants of requantization. A *step* is
-two inputs: one word of a pixel, one word of a pair's weights. Four ways to lay out weights:
+two inputs: one word of a pixel, one word of a pair's weights. Five ways to lay out weights:
 
 - ``paired``: two channels in a halfword (:mod:`tvm_compress.layouts.paired`): one byte a weight;
   a word is unpacked once for all pixels of the tile.
-- ``wide``: a halfword a weight, for weights or sums that do not fit the first way.
+- ``offset``: as ``paired``, of weights that fit once an offset is taken off all of them: those of
+  uint8 networks, whose zero point has. ``sum x * w = sum x * (w - offset) + offset * sum x``; the
+  last term is made once a tile, for all channels. That sums wrap around on their way does no harm,
+  for words are a ring: what they come to fits, which is the sum with ``w``.
+- ``wide``: a halfword a weight, for weights or sums that do not fit the first two ways.
 - ``blocks``: as ``paired``, but of blocks of four inputs only those that are not zero in all
   channels of the round. Four blocks follow a word with four bytes: how far the pixels' pointer
   moves on to each. A block of 8 weights of a pair costs two instructions more than in ``paired``.
 - ``codes``: half a byte a weight where a layer has at most 16 different ones. A byte holds the
   codes of two channels and is the place of their halfword in a table in front of the stream.
 
-The weights of the first two may be coded: then they are no part of the stream, but are decoded into
+The weights of the first three may be coded: then they are no part of the stream, but are decoded into
 a buffer a piece at a time.
 """
 
@@ -39,7 +43,7 @@ __all__ = ["LAYOUTS", "Product", "load_shared", "save_shared", "unrolled"]
 
 Array = NDArray[Any]
 
-LAYOUTS = ("paired", "wide", "blocks", "codes")
+LAYOUTS = ("paired", "offset", "wide", "blocks", "codes")
 _ALL = ("r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr")
 # What a call does not keep.
 _LOST = ("r0", "r1", "r2", "r3", "r12", "lr")
@@ -100,6 +104,7 @@ _TILES = {
     ("codes", 2): _Tile(2, 1, 2, 2, codes=True),
     ("codes", 1): _Tile(1, 2, 2, 1, codes=True),
 }
+_TILES |= {("offset", pixels): _TILES["paired", pixels] for pixels in (3, 2, 1)}
 
 
 class Product:
@@ -112,11 +117,11 @@ class Product:
         layout: how the weights lie, one of ``LAYOUTS``.
         unroll: steps in one round of the loop over inputs.
         coded: whether weights are no part of the stream but decoded piece by piece, see
-            :mod:`tvm_compress.targets.mcu.dsp.coded`. For ``paired`` and ``wide`` alone; nothing
-            is unrolled then.
+            :mod:`tvm_compress.targets.mcu.dsp.coded`. For ``paired``, ``offset`` and ``wide``
+            alone; nothing is unrolled then.
     """
 
-    # Of a pixel in the rows of the ring; in words of the frame, of the table that is copied there.
+    # Of a pixel in the rows of the ring; in words of the frame, of what is kept of a tile there.
     value_bytes = 2
     frame_words = 0
     # Whether it reads a buffer of pixels, and not the input itself.
@@ -134,6 +139,10 @@ class Product:
         assert not (coded and layout in ("blocks", "codes"))
         self.coded = coded
         self.layer, self.layout, self.unroll = layer, layout, unroll
+        self.offset = 0
+        if layout == "offset":
+            assert layer.offset
+            self.offset, self.frame_words = layer.offset, pixels
         self.tile = _TILES[layout, pixels]
         self.pixels = pixels  # of the tile that there are
         self.end = "tile_end"
@@ -150,8 +159,10 @@ class Product:
     @staticmethod
     def forms(layer: IntegerLayer) -> list[tuple[str, int]]:
         """Give the layouts and pixels that a layer's weights can have."""
-        if not layer.pairable:
+        if layer.offset is None:
             layouts: tuple[str, ...] = ("wide",)
+        elif layer.offset:
+            layouts = ("offset", "wide")
         elif len(np.union1d(layer.weights, 0)) <= _CODES:
             layouts = ("paired", "blocks", "codes")
         else:
@@ -341,9 +352,9 @@ class Product:
 
     @cached_property
     def _columns(self) -> Array:
-        """The weights in the order of the buffer, (outputs, 2 * steps)."""
+        """The weights in the order of the buffer, without the offset, (outputs, 2 * steps)."""
         columns = self.layer.weights[:, np.maximum(self._order, 0)]
-        return np.where(self._order >= 0, columns, 0)
+        return np.where(self._order >= 0, columns, 0) - self.offset
 
     def _rounds(self) -> Iterator[list[Array | list[int]]]:
         """Give the parts of each round's stream."""
@@ -452,6 +463,8 @@ class Product:
         self._out, self._frame = out, frame
         whole, rest = divmod(self._outputs, 2 * self.tile.pairs)
         sums, _, _, _, wp = self.tile.registers
+        if self.offset:
+            self._sum_pixels(self.offset)
         self._load(wp, "stream")
         if self.coded:
             out.op("mov r0, #0", f"str r0, [sp, #{frame['codes'] + 8}]")
@@ -477,6 +490,31 @@ class Product:
 
     def _load(self, register: str, slot: str) -> None:
         self._out.op(f"ldr {register}, [sp, #{self._frame[slot]}]")
+
+    def _sum_pixels(self, factor: int) -> None:
+        """Put the sum of each pixel's inputs, times an int16, into the frame's table."""
+        out, pixels = self._out, self.tile.pixels
+        words = self.steps * pixels
+        each = next(n for n in (8, 6, 4, 2) if words % n == 0 and n % self._period == 0)
+        loads = words // each
+        per = max(n for n in (1, 2, 3, 4) if loads % n == 0)
+        x = [f"r{3 + i}" for i in range(each)]
+        self._load("r12", "tile")
+        out.move("r11", (factor & 0xFFFF) * 0x00010001)
+        out.op(*(f"mov r{p}, #0" for p in range(pixels)))
+        with out.counted("lr", loads // per):
+            for _ in range(per):
+                out.op(f"ldm r12!, {{{', '.join(x)}}}")
+                for i, word in enumerate(x):
+                    p = i * pixels // self._period % pixels
+                    out.op(f"smlad r{p}, {word}, r11, r{p}")
+        for p in range(pixels):
+            self._save(f"r{p}", f"table{p}")
+
+    @property
+    def _period(self) -> int:
+        """Words of the buffer until it is the first pixel's turn again (see :meth:`_places`)."""
+        return self.tile.pixels * (1 if self.tile.x_steps == 1 else 2)
 
     def _sums(self) -> tuple[list[list[str]], list[list[str]]]:
         """Give the sums of the first and second channel of each pair, by pixel."""
@@ -504,6 +542,8 @@ class Product:
             self._load(wp, "part")
         else:
             self._sum_dense()
+        if not self.tile.wide:
+            self._part(channels)
         self._store(channels)
 
     def _copy_biases(self) -> None:
@@ -684,6 +724,24 @@ class Product:
                 out.op(f"ldm {xp}!, {{{', '.join(x)}}}")
             self._step(step, fresh=fresh and step == 0)
 
+    def _part(self, channels: int) -> None:
+        """Take the second channels' sums off the raw ones, and add the offset's to both."""
+        out, x = self._out, self.tile.registers[1][: self.pixels]
+        if self.offset:
+            if len(x) > 1:
+                out.op(f"ldrd {x[0]}, {x[1]}, [sp, #{self._frame['table0']}]")
+            if len(x) != 2:
+                self._load(x[-1], f"table{len(x) - 1}")
+        first, second = self._sums()
+        for q in range(-(-channels // 2)):
+            for p in range(self.pixels):
+                a, b = first[q][p], second[q][p]
+                out.op(f"sub {a}, {a}, {b}")
+                if self.offset:
+                    out.op(f"add {a}, {a}, {x[p]}, lsl #8")
+                    if 2 * q + 1 < channels:
+                        out.op(f"add {b}, {b}, {x[p]}")
+
     def _store(self, channels: int) -> None:
         """Requantize and store; the constants of two channels are loaded at a time."""
         out, tile, requantize = self._out, self.tile, self.layer.requantize
@@ -702,9 +760,7 @@ class Product:
                     continue
                 scaled = half == 0 and not tile.wide
                 words = requantize.registers(own[half * count :][:count], shared, scaled)
-                for p, total in enumerate(totals[: self.pixels]):
-                    if scaled:
-                        out.op(f"sub {total}, {total}, {second[q][p]}")
+                for total in totals[: self.pixels]:
                     requantize.emit(out, total, words, scaled)
                 for p in reversed(range(1, self.pixels)):
                     out.op(f"strb {totals[p]}, [{y}, #{p * self._outputs}]")
