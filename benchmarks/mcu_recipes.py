@@ -43,7 +43,6 @@ class Setting:
         noise: standard deviation of what is added to inputs, in units of their own.
         narrow: share of a layer's output channels that get 5 or 6 bits, by pattern of its weight;
             nothing else is done then.
-        optimize: of :func:`tvm_compress.build`.
     """
 
     sparsity: float = 0.0
@@ -57,7 +56,6 @@ class Setting:
     lr: float = 1e-3
     noise: float = 0.0
     narrow: Mapping[str, float] = field(default_factory=dict)
-    optimize: str | float = "balanced"
 
 
 SETTINGS = {
@@ -76,7 +74,7 @@ SETTINGS = {
         inputs=1,
         outputs=1,
     ),
-    "ic_resnet8_int8": Setting(narrow={"conv2d_8_weight": 0.66, "*": 0.0}, optimize=100.0),
+    "ic_resnet8_int8": Setting(narrow={"conv2d_8_weight": 0.66, "*": 0.0}),
     "ad01_int8": Setting(0.9, bits={"*": 4}, outputs=4, small=0.0, epochs=200, lr=1e-3, noise=0.1),
 }
 
