@@ -229,6 +229,20 @@ def test_more_flash_than_the_board_has(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_flash_is_worth_more_where_a_firmware_does_not_fit(tmp_path: Path) -> None:
+    mod = tc.quantize(small(), normal(20, 12))
+    sizes: dict[Any, int] = {}
+    for optimize in ("balanced", 64.0, "size"):
+        built = tc.build(mod, board=board_file(tmp_path), optimize=optimize)
+        sizes[optimize] = built.size.flash_bytes
+    assert sizes["balanced"] > sizes[64.0] >= sizes["size"]
+    for optimize in (64.0, "size"):
+        board = board_file(tmp_path, flash=sizes[optimize])
+        assert tc.build(mod, board=board).size.flash_bytes == sizes[optimize]
+    with pytest.raises(BudgetError, match=f"needs {sizes['size']} bytes of flash and the board"):
+        tc.build(mod, board=board_file(tmp_path, flash=sizes["size"] - 4))
+
+
 def test_more_ram_than_the_board_has(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with pytest.raises(BudgetError, match=r"of RAM and the board my-board has 1100: ") as caught:

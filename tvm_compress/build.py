@@ -49,8 +49,9 @@ def build(
         optimize: how kernels in assembly (for the DSP extension of Cortex-M4, M7, M33, and for
             MVE) weigh flash against instructions: ``speed``, ``balanced``, or ``size``, which
             lets weights lie in flash coded too; or how many instructions of an inference a byte
-            of flash is worth, above 0. Outputs are the same; where there is nothing to weigh, so
-            is all else.
+            of flash is worth, above 0. Where a firmware does not fit the board's flash, build
+            makes flash worth more by itself. Outputs are the same; where there is nothing to
+            weigh, so is all else.
 
     Raises:
         OptionError: an unknown target, board, toolchain, fallback or optimize, or a name that

@@ -51,5 +51,9 @@ class BudgetError(InputError):
     """The model does not fit the board's flash or RAM, or no trial of a search meets its budget."""
 
 
+class FlashError(BudgetError):
+    """The model does not fit the board's flash: a build that weighs flash more may."""
+
+
 class MissingToolError(InputError):
     """A tool or an optional package is not installed; the message says how to get it."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_compress.errors import BudgetError, DataError, OptionError
+from tvm_compress.errors import BudgetError, DataError, FlashError, OptionError
 from tvm_compress.targets.mcu import cycles
 from tvm_compress.targets.mcu.boards import Board, EmulatorName
 from tvm_compress.targets.mcu.c_types import C_TYPES
@@ -285,7 +285,7 @@ def _check_budget(elf: Elf, model: ModelSources, board: Board, size: Size) -> No
             owned[layer] = sum(
                 symbol.size for symbol in elf.symbols if symbol.name.split(".", 1)[0] in symbols
             )
-        raise BudgetError(
+        raise FlashError(
             f"{model.name} needs {flash} bytes of flash and the board {board.name} has "
             f"{board.flash.length}: {flash - board.flash.length} too many. The largest layers "
             f"are {_largest(owned)}. Compress these further or choose a larger board."

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from tvm_compress.errors import CompressError, OptionError
+from tvm_compress.errors import CompressError, FlashError, OptionError
 from tvm_compress.files import write_whole
 from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Size, Target
 from tvm_compress.targets.mcu.boards import get_board
@@ -28,6 +28,8 @@ from tvm_compress.tensors import check_samples, join_samples
 
 __all__ = ["CTarget", "FirmwareArtifact", "HostArtifact", "generate"]
 
+# What a byte is worth in a second attempt to fit the flash; the third one is for size.
+_SCARCE = 64.0
 _RUNTIME = Path(__file__).parent / "runtime"
 
 
@@ -71,21 +73,37 @@ class CTarget(Target):
     ) -> Artifact:
         """Write the sources, and link the firmware where a board is given."""
         chosen = None if board is None else get_board(board)
-        extensions = {} if chosen is None else {"dsp": chosen.has_dsp, "mve": chosen.has_mve}
-        sources = generate(mod, name, optimize=optimize, **extensions)
         scratch = None
         if out_dir is None:
             scratch = tempfile.TemporaryDirectory(prefix="tvm-compress-")
             out_dir = Path(scratch.name)
         if chosen is None:
+            sources = generate(mod, name)
             if toolchain is not None:
                 raise OptionError(
                     f"The toolchain {toolchain} compiles for boards, and no board was given; name "
                     "a board or leave the toolchain out."
                 )
             return HostArtifact(sources, _write(sources, out_dir), scratch)
-        firmware = link_firmware(sources, chosen, out_dir, find_toolchain(toolchain))
+        tools = find_toolchain(toolchain)
+        prices: list[Optimize] = [optimize, *_scarcer(optimize)]
+        for price in prices:
+            sources = generate(mod, name, dsp=chosen.has_dsp, mve=chosen.has_mve, optimize=price)
+            try:
+                firmware = link_firmware(sources, chosen, out_dir, tools)
+                break
+            except FlashError:
+                # Only kernels in assembly weigh flash.
+                if price == prices[-1] or not any(file.endswith(".s") for file in sources.files):
+                    raise
         return FirmwareArtifact(firmware, _write(sources, out_dir), scratch)
+
+
+def _scarcer(optimize: Optimize) -> list[Optimize]:
+    """Give what to optimize for where a firmware does not fit: flash that is worth more."""
+    steps: tuple[Optimize, ...] = (_SCARCE, "size")
+    asked = preference(optimize).byte_cost
+    return [step for step in steps if preference(step).byte_cost > asked]
 
 
 def _write(sources: ModelSources, folder: Path) -> dict[str, Path]:

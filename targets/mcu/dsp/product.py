@@ -18,8 +18,8 @@ two inputs: one word of a pixel, one word of a pair's weights. Five ways to lay 
 - ``codes``: half a byte a weight where a layer has at most 16 different ones. A byte holds the
   codes of two channels and is the place of their halfword in a table in front of the stream.
 
-The weights of the first three may be coded: then they are no part of the stream, but are decoded into
-a buffer a piece at a time.
+The weights of the first three may be coded: then they are no part of the stream, but are decoded
+into a buffer a piece at a time.
 """
 
 from __future__ import annotations
@@ -738,9 +738,7 @@ class Product:
                 a, b = first[q][p], second[q][p]
                 out.op(f"sub {a}, {a}, {b}")
                 if self.offset:
-                    out.op(f"add {a}, {a}, {x[p]}, lsl #8")
-                    if 2 * q + 1 < channels:
-                        out.op(f"add {b}, {b}, {x[p]}")
+                    out.op(f"add {a}, {a}, {x[p]}, lsl #8", f"add {b}, {b}, {x[p]}")
 
     def _store(self, channels: int) -> None:
         """Requantize and store; the constants of two channels are loaded at a time."""

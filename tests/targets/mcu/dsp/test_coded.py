@@ -287,6 +287,29 @@ def test_kernels(name: str) -> None:
             _check(kernel)
 
 
+@pytest.mark.parametrize("name", ["one pixel", "pointwise, odd channels", "3x3"])
+def test_kernels_with_an_offset(name: str) -> None:
+    chance = np.random.default_rng(len(name))
+    for rounding, count in (("double", 1), ("single", 2), ("double", 3)):
+        one = layer(_SHAPES[name], chance, rounding=rounding, gain=0.5)
+        one = replace(one, weights=(_peaked(one, 12).weights + 60).astype(np.int16))
+        one.weights[-1, -1] = 150
+        assert one.offset == 23
+        if count <= one.geometry.flattened().out_size[1]:
+            kernel = Convolution(one, coded=True, layout="offset", pixels=count, unroll=16)
+            assert kernel.layout == "coded_offset"
+            _check(kernel)
+
+
+def test_an_offset_is_taken_off_before_weights_are_coded() -> None:
+    one = _peaked(layer(geometry((1, 1), 256, 64), np.random.default_rng(0)), 20)
+    one = replace(one, weights=(one.weights + 70).astype(np.int16))
+    assert one.offset
+    kernel = Convolution(one, coded=True, byte_cost=1e4)
+    assert kernel.layout == "coded_offset"
+    _check(kernel)
+
+
 @given(st.data())
 @settings(max_examples=15)
 def test_any_product(data: st.DataObject) -> None:

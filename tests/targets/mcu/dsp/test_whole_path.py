@@ -117,6 +117,12 @@ _LAYERS: dict[str, Layer] = {
         change=_few_bits,
         rounding="single",
     ),
+    "beyond int8 by an offset": Layer(
+        (1, 2, 3, 64), (24, 64, 1, 1), "conv2d (offset)", largest=255, change=lambda w: w // 3 + 70
+    ),
+    "beyond int8 by an offset, fully connected": Layer(
+        (1, 90), (90, 30), "matmul (offset)", largest=255, change=lambda w: w // 3 - 90
+    ),
     "depthwise": Layer(
         (1, 7, 6, 8), (8, 1, 3, 3), "depthwise_conv2d (wide)", pad=(1, 1, 1, 1), groups=8
     ),
