@@ -15,6 +15,8 @@ from tvm_compress.errors import OptionError
 if TYPE_CHECKING:
     import tvm
 
+    from tvm_compress.targets.mcu.boards import Board
+
 __all__ = ["Artifact", "Goal", "Optimize", "Profile", "Size", "Target"]
 
 # What is to be small, where less of one thing takes more of another; or the price itself, in
@@ -153,7 +155,7 @@ class Target(ABC):
         mod: tvm.IRModule,
         *,
         name: str,
-        board: str | Path | None,
+        board: str | Path | Board | None,
         out_dir: Path | None,
         toolchain: str | None,
         optimize: Optimize,

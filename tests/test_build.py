@@ -140,7 +140,7 @@ def test_an_unknown_target() -> None:
 def test_an_unknown_board() -> None:
     with pytest.raises(OptionError) as caught:
         tc.build(small(), board="arduino")
-    assert "The board 'arduino' is not known. The known boards are cortex-m4," in str(caught.value)
+    assert "The board 'arduino' is not known. The known boards are cortex-m0," in str(caught.value)
 
 
 def test_an_unknown_toolchain() -> None:
@@ -251,6 +251,51 @@ def test_more_ram_than_the_board_has(tmp_path: Path) -> None:
     layers = re.findall(r"\(matmul \(dense\)\) (\d+) bytes", str(caught.value))
     assert [int(size) for size in layers] == [280, 160, 120]
     assert not folder.exists()
+
+
+def test_the_limits_of_another_board(tmp_path: Path) -> None:
+    other = board_file(tmp_path, flash=8192)
+    with pytest.raises(BudgetError) as caught:
+        tc.build(small(), board="mps2-an386", limits_of=other, name="net")
+    with pytest.raises(BudgetError) as own:
+        tc.build(small(), board=other, name="net")
+    # Word for word what the other board says, but for the name.
+    assert "the board mps2-an386 (as my-board) has 8192: " in str(caught.value)
+    assert str(caught.value) == str(own.value).replace("my-board", "mps2-an386 (as my-board)")
+    roomy = tc.build(small(), board="mps2-an386", limits_of="nucleo_l4r5zi")
+    assert roomy.run(X)["scores"].tobytes() == tc.build(small()).run(X)["scores"].tobytes()
+
+
+def test_limits_in_bytes() -> None:
+    size = tc.build(small(), board="mps2-an386", name="net").size
+    flash = -(-size.flash_bytes // 4) * 4
+    tc.build(small(), board="mps2-an386", flash_limit=flash, name="net")
+    with pytest.raises(
+        BudgetError,
+        match=rf"mps2-an386 \(limited to {flash - 4} bytes of flash\) has {flash - 4}: ",
+    ):
+        tc.build(small(), board="mps2-an386", flash_limit=flash - 4, name="net")
+    wide = network({"x": (1, 400)}, lambda net, x: net(x + x))
+    tc.build(wide, board="mps2-an386", ram_limit=4096)
+    with pytest.raises(BudgetError) as caught:
+        tc.build(wide, board="mps2-an386", ram_limit=2048)
+    message = str(caught.value)
+    assert "the board mps2-an386 (limited to 2048 bytes of RAM) has 2048: " in message
+    assert "1600 for inputs, 1600 for outputs, " in message
+    assert "256 kept for the stack" in message
+
+
+def test_a_limit_needs_a_board() -> None:
+    with pytest.raises(OptionError) as caught:
+        tc.build(small(), limits_of="nucleo_l4r5zi", flash_limit=4096)
+    assert str(caught.value) == (
+        "limits_of=nucleo_l4r5zi and flash_limit=4096 was given and no board; expected the board "
+        "that is to run the firmware too, such as mps2-an386. Name one or leave the limit out."
+    )
+    with pytest.raises(OptionError, match=r"and mps2-an386 \(as nucleo_l4r5zi\) was given"):
+        tc.build(small(), "reference", board="mps2-an386", limits_of="nucleo_l4r5zi")
+    with pytest.raises(OptionError, match=r"'nucleo_l4r5zx' is not known.*nucleo_l4r5zi"):
+        tc.build(small(), board="mps2-an386", limits_of="nucleo_l4r5zx")
 
 
 def test_an_operator_without_a_form_leaves_nothing(tmp_path: Path) -> None:

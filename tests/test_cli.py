@@ -28,9 +28,11 @@ from tvm_compress.pipeline import quantize
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.recipes import deep_compression, post_training
 from tvm_compress.targets import reference
+from tvm_compress.targets.mcu import boards
+from tvm_compress.targets.mcu.boards import list_boards
 from tvm_compress.tensors import input_specs
 
-COMMANDS = ("compress", "quantize", "inspect", "export", "build", "run", "doctor")
+COMMANDS = ("compress", "quantize", "inspect", "export", "build", "run", "boards", "doctor")
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def test_help_shows_an_example_that_the_parser_takes(
     assert command == "doctor" or example
     # In an empty folder the model is missing, and that is found behind the parser.
     monkeypatch.chdir(tmp_path)
-    if command != "doctor":
+    if command not in ("boards", "doctor"):
         assert "kws" in mistake(command, *example)
 
 
@@ -1092,6 +1094,9 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
     return calls
 
 
+NO_LIMITS = {"limits_of": None, "flash_limit": None, "ram_limit": None}
+
+
 def test_build_passes_its_options_on(
     small: Path, builds: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -1108,6 +1113,7 @@ def test_build_passes_its_options_on(
         "toolchain": "gnu",
         "fallback": "float",
         "optimize": "size",
+        **NO_LIMITS,
     }
     rows = [line.replace("│", " ").split() for line in out.splitlines()]
     for row in ("flash code 3,000", "flash total 4,321", "ram stack 234", "ram total 1,234"):
@@ -1158,7 +1164,7 @@ def test_run_on_a_board_with_a_profile(
             },
         ],
     }
-    board = {"target": "c", "board": "cortex-m4", "fallback": "error"}
+    board = {"target": "c", "board": "cortex-m4", "fallback": "error", **NO_LIMITS}
     assert builds == [{**board, "toolchain": None, "engines": {None}, "optimize": "balanced"}]
     done(*command, "--profile", "--toolchain", "zig", "--engine", "qemu", "--optimize", "speed")
     assert builds[1:] == [{**board, "toolchain": "zig", "engines": {"qemu"}, "optimize": "speed"}]
@@ -1272,6 +1278,57 @@ def test_doctor_looks_at_this_machine() -> None:
     names = {row["name"]: row["version"] for row in json.loads(outcome.out)}
     assert names["apache-tvm"] == tvm.__version__
     assert names["numpy"] == np.__version__
+
+
+# ---- boards --------------------------------------------------------------------------------------
+
+
+def test_boards_lists_all_and_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    out = done("boards")
+    rows = {row[0]: row for line in out.splitlines() if (row := line.replace("│", " ").split())}
+    assert {board.name for board in list_boards()} <= set(rows)
+    assert " ".join(rows["mps2-an386"]) == (
+        "mps2-an386 cortex-m4 fpu dsp 4,096 4,096 + 16,384 25 zig, gnu (missing) unicorn, qemu "
+        "(missing)"
+    )
+    assert "qemu is missing for mps2-an385 and maybe others" not in out  # told once, of the first
+    assert (
+        "qemu is missing for cortex-m3 and maybe others. Install it with: apt-get install " in out
+    )
+    assert "qemu-system-misc" in out and "gcc-arm-none-eabi" in out
+
+
+def test_boards_as_json_and_by_name(tmp_path: Path) -> None:
+    rows = json.loads(done("boards", "--json"))
+    assert [row["name"] for row in rows] == [board.name for board in list_boards()]
+    mine = tmp_path / "mine.toml"
+    text = (Path(boards.__file__).parent / "boards" / "cortex-m4.toml").read_text()
+    mine.write_text(text.replace('"cortex-m4"', '"mine"', 1))
+    first, second = json.loads(done("boards", mine, "mps2-an505", "--json"))
+    assert first["name"] == "mine"
+    assert second["uart"] == {"kind": "cmsdk", "address": 0x50200000}
+    assert second["features"] == ["fpu", "dsp"]
+    assert second["ram"] == {"origin": 0x38000000, "length": 0x400000}
+    assert second["compilers"][0] == {"name": "zig", "installed": True, "remedy": ""}
+    assert "nearest names are mps2-an386" in mistake("boards", "mps2_an386")
+
+
+@pytest.mark.parametrize(
+    "command", [("build", "-o", "out"), ("run", "--target", "c", "--random", 0)]
+)
+def test_limits_on_the_command_line(
+    command: tuple[object, ...], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *options = command
+    line = (name, tiny, *options, "--board", "mps2-an386")
+    done(*line, "--as", "nucleo_l4r5zi")
+    assert "limited to 1024 bytes of flash) has 1024" in mistake(*line, "--flash-limit", 1024)
+    assert "The ram limit is 1000; expected" in mistake(*line, "--ram-limit", 1000)
+    assert "and no board; expected the board" in mistake(*line[:-2], "--as", "nucleo_l4r5zi")
 
 
 # ---- quantize ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ NAMES = [
     "xgboost",
     "onnxruntime",
     "qemu-system-arm",
+    "qemu-system-riscv32",
     "arm-none-eabi-gcc",
 ]
 REQUIRES = [
@@ -107,6 +108,7 @@ def test_nothing_installed(installed: dict[str, str]) -> None:
         "xgboost": "pip install 'tvm-compress[tune-cpu]'",
         "onnxruntime": "pip install 'onnxruntime'",
         "qemu-system-arm": "apt-get install qemu-system-arm, or brew install qemu",
+        "qemu-system-riscv32": "apt-get install qemu-system-misc, or brew install qemu",
         "arm-none-eabi-gcc": "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi, or brew "
         "install --cask gcc-arm-embedded",
     }

@@ -17,6 +17,7 @@ from tvm_compress.passes.remove_channels import RemoveChannels
 from tvm_compress.passes.to_integers import ToIntegers
 from tvm_compress.targets import get_target
 from tvm_compress.targets.artifact import Artifact, Goal, Optimize
+from tvm_compress.targets.mcu.boards import Board, get_board, limit_board
 
 __all__ = ["Artifact", "build", "prepare"]
 
@@ -31,6 +32,9 @@ def build(
     toolchain: str | None = None,
     fallback: str = "error",
     optimize: str | float = "balanced",
+    limits_of: str | PathLike[str] | None = None,
+    flash_limit: int | None = None,
+    ram_limit: int | None = None,
 ) -> Artifact:
     """Build a network for a target.
 
@@ -52,10 +56,14 @@ def build(
             of flash is worth, above 0. Where a firmware does not fit the board's flash, build
             makes flash worth more by itself. Outputs are the same; where there is nothing to
             weigh, so is all else.
+        limits_of: another board, by name or file, whose flash, RAM and stack the firmware must
+            fit: an emulated board stands for a real one, which is mostly smaller.
+        flash_limit: bytes of flash that it must fit, from 1024 on.
+        ram_limit: bytes of RAM that it must fit, the stack among them, from 1024 on.
 
     Raises:
-        OptionError: an unknown target, board, toolchain, fallback or optimize, or a name that
-            cannot prefix C symbols.
+        OptionError: an unknown target, board, toolchain, fallback or optimize, a limit outside
+            its range or without a board, or a name that cannot prefix C symbols.
         UnsupportedError: an operator that the target has no form for.
         BudgetError: the network does not fit the board; says by how much and why.
         MissingToolError: no compiler or emulator is installed.
@@ -63,7 +71,7 @@ def build(
     """
     chosen = get_target(target)
     place = None if out_dir is None else _folder(Path(out_dir))
-    where = None if board is None else str(board)
+    where = _limited(board, limits_of, flash_limit, ram_limit)
     number = isinstance(optimize, int | float) and not isinstance(optimize, bool)
     if not (0.0 < optimize < inf if number else optimize in get_args(Goal)):  # type: ignore[operator]
         raise OptionError(
@@ -98,6 +106,27 @@ def prepare(mod: tvm.IRModule, fallback: str = "error") -> tvm.IRModule:
         # Exact on integers; of a float network it would move the last bits.
         mod = RemoveChannels()(mod)
     return mod
+
+
+def _limited(
+    board: str | PathLike[str] | None,
+    limits_of: str | PathLike[str] | None,
+    flash_limit: int | None,
+    ram_limit: int | None,
+) -> str | Board | None:
+    """Give the board's name, or where there are limits the smaller board."""
+    where = None if board is None else str(board)
+    limits = {"limits_of": limits_of, "flash_limit": flash_limit, "ram_limit": ram_limit}
+    given = [f"{name}={value}" for name, value in limits.items() if value is not None]
+    if not given:
+        return where
+    if where is None:
+        raise OptionError(
+            f"{' and '.join(given)} was given and no board; expected the board that is to run the "
+            "firmware too, such as mps2-an386. Name one or leave the limit out."
+        )
+    other = None if limits_of is None else str(limits_of)
+    return limit_board(get_board(where), other, flash_limit, ram_limit)
 
 
 def _folder(path: Path) -> Path:

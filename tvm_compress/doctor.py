@@ -72,6 +72,7 @@ class _Program:
 
 _PROGRAMS = (
     _Program("qemu-system-arm", "emulator of whole boards", "qemu-system-arm", "qemu"),
+    _Program("qemu-system-riscv32", "emulator of RISC-V boards", "qemu-system-misc", "qemu"),
     _Program(
         "arm-none-eabi-gcc",
         "cross compiler",

@@ -85,6 +85,8 @@ TABLE = (
 
 _CONDITIONAL = re.compile(r"b(eq|ne|hs|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le)|cbn?z")
 _UNKNOWN_ROW = Row(UNKNOWN, r"", 0)
+# Of RISC-V instructions are counted, and told apart by their length alone.
+_RISCV_ROWS = (Row("16-bit", r"", 0), Row("32-bit", r"", 0))
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,8 @@ def watch(code: CodeMap) -> CodeMap:
         MissingToolError: capstone is not installed.
     """
     watched = np.zeros(len(code.owners), np.bool_)
+    if code.isa == "riscv":
+        return code  # no instruction is skipped there
     for it in range(len(code.owners)):
         for place, _ in _block(code.code, it):
             if place < len(watched) and _decode(code.code, place).row.accesses:
@@ -211,12 +215,18 @@ def watch(code: CodeMap) -> CodeMap:
 def _executed(code: CodeMap, ran: NDArray[np.bool_]) -> list[_Instruction]:
     """Decode all instructions that ran, in the order of their addresses."""
     found: list[_Instruction] = []
+    wide = code.wide
     conditions: dict[int, tuple[int, bool]] = {}
     for start in np.flatnonzero(ran & ~np.r_[False, ran[:-1]]).tolist():
         place = start
         while place < len(ran) and ran[place]:
-            one = _decode(code.code, place)
-            conditions.update(_block(code.code, place))
+            if code.isa == "riscv":
+                size = 2 if wide[place] else 1
+                row = _RISCV_ROWS[size - 1]
+                one = _Instruction(place, place + size, row, 0, False, False)
+            else:
+                one = _decode(code.code, place)
+                conditions.update(_block(code.code, place))
             if place in conditions:
                 one = replace(one, condition=conditions[place])
             found.append(one)
@@ -274,7 +284,7 @@ def count_costs(
     places = np.array([one.place for one in instructions], np.intp)
     ends = np.array([one.end for one in instructions], np.intp)
     watched = code.watched[places] & np.array([one.condition is not None for one in instructions])
-    kinds = [row.kind for row in (*TABLE, _UNKNOWN_ROW)]
+    kinds = [row.kind for row in (*TABLE, *_RISCV_ROWS, _UNKNOWN_ROW)]
     kind_of = np.array([kinds.index(one.row.kind) for one in instructions], np.intp)
     cycles = np.array([one.cycles for one in instructions], np.int64)
     writes_pc = np.array([one.writes_pc for one in instructions], np.bool_)

@@ -1,7 +1,7 @@
-"""A reader of linked 32-bit little-endian ARM ELF files: segments, sections, symbols.
+"""A reader of linked 32-bit little-endian ELF files of Arm and RISC-V.
 
 Source: "Executable and Linking Format (ELF) Specification" 1.2 and "ELF for the Arm
-Architecture" (bit 0 of a function's address marks Thumb code).
+Architecture" (bit 0 of a function's address marks Thumb code; it is 0 on RISC-V).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvm_compress.errors import ModelFormatError
+from tvm_compress.targets.mcu.boards import Isa
 
 __all__ = ["Elf", "Section", "Segment", "Symbol", "read_elf"]
 
 _PT_LOAD = 1
 _SHT_SYMTAB = 2
 _SHF_ALLOC = 2
+_MACHINES: dict[bytes, Isa] = {b"\x28\x00": "arm", b"\xf3\x00": "riscv"}
 _STT = {1: "object", 2: "function"}
 
 
@@ -56,6 +58,7 @@ class Elf:
     segments: tuple[Segment, ...]
     sections: tuple[Section, ...]
     symbols: tuple[Symbol, ...]
+    isa: Isa = "arm"
 
     def section_bytes(self, name: str) -> int:
         """The size of the section of that name, 0 where there is none."""
@@ -78,7 +81,7 @@ def read_elf(path: Path) -> Elf:
     """Read a linked ELF file.
 
     Raises:
-        ModelFormatError: the file is missing, or is no 32-bit little-endian ARM ELF.
+        ModelFormatError: the file is missing, or is no 32-bit little-endian ELF of Arm or RISC-V.
     """
     try:
         data = path.read_bytes()
@@ -86,9 +89,9 @@ def read_elf(path: Path) -> Elf:
         raise ModelFormatError(
             f"The firmware {path} cannot be read ({error}). Build it again."
         ) from error
-    if data[:6] != b"\x7fELF\x01\x01" or data[18:20] != b"\x28\x00":
+    if data[:6] != b"\x7fELF\x01\x01" or data[18:20] not in _MACHINES:
         raise ModelFormatError(
-            f"{path} is not a 32-bit little-endian ARM ELF file. "
+            f"{path} is not a 32-bit little-endian ELF file of Arm or RISC-V. "
             "Give a firmware that link_firmware wrote."
         )
     try:
@@ -130,4 +133,4 @@ def _parse(data: bytes) -> Elf:
                 address = value & ~1 if kind_name == "function" else value
                 text = _string(contents[header[6]], name)
                 symbols.append(Symbol(text, address, size, kind_name))
-    return Elf(tuple(segments), sections, tuple(symbols))
+    return Elf(tuple(segments), sections, tuple(symbols), _MACHINES[data[18:20]])

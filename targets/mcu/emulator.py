@@ -1,8 +1,8 @@
-"""Runs a firmware in this process on unicorn's Cortex-M; the one module that imports unicorn.
+"""Runs a firmware in this process on unicorn; the one module that imports unicorn.
 
 Unicorn executes the instructions; this module is the rest of the board: the memories, the
 semihosting calls (files live in memory) and the count of instructions by layer.
-Source of the calls: "Semihosting for AArch32 and AArch64" (Arm, 2.0).
+Sources of the calls: "Semihosting for AArch32 and AArch64" (Arm, 2.0), "RISC-V Semihosting" (0.4).
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from tvm_compress.targets.mcu.elf import Elf
 from tvm_compress.targets.mcu.engine import OUTSIDE, PLANES, CodeMap, Execution, check_blocks
 from tvm_compress.targets.mcu.toolchain import host_library
 
-__all__ = ["available", "run"]
+__all__ = ["HOW_TO_GET", "available", "run"]
+
+HOW_TO_GET = "Install it with: pip install 'tvm-compress[boards]'"
 
 _RUNTIME = Path(__file__).parent / "runtime"
 _PAGE = 4096
+_EXCEPTION_BKPT = 7
+_EBREAK = bytes.fromhex("73001000")
 # The system control space. Nothing of it acts here; the start-up code only switches the FPU on.
 _SYSTEM_CONTROL = (0xE000E000, _PAGE)
-_EXCEPTION_BKPT = 7
 _SYS_OPEN, _SYS_CLOSE, _SYS_WRITE, _SYS_READ = 0x01, 0x02, 0x05, 0x06
 _SYS_EXIT, _SYS_EXIT_EXTENDED = 0x18, 0x20
 _WRITE_MODES = range(4, 8)
@@ -45,10 +48,7 @@ def _unicorn() -> Any:
     try:
         return importlib.import_module("unicorn")
     except ImportError as error:
-        raise MissingToolError(
-            "The emulator unicorn is not installed. "
-            "Install it with: pip install 'tvm-compress[boards]'."
-        ) from error
+        raise MissingToolError(f"The emulator unicorn is not installed. {HOW_TO_GET}.") from error
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Semihost:
     exit_code: int | None = None
 
     def call(self, machine: Any, operation: int, block: int) -> int:
-        """Do one call; the result goes to r0."""
+        """Do one call; the result goes to the register that the operation came in."""
 
         def words(count: int) -> tuple[int, ...]:
             return struct.unpack(f"<{count}I", bytes(machine.mem_read(block, 4 * count)))
@@ -181,14 +181,49 @@ class _Counting:
         return int(self._state.unknown)
 
 
+@dataclass(frozen=True)
+class _Core:
+    """What a board's core is to unicorn, and how its code makes a semihosting call.
+
+    ``operation`` and ``block`` are the registers with the arguments.
+    """
+
+    machine: Any
+    pc: int
+    sp: int
+    operation: int
+    block: int
+
+
+def _core(unicorn: Any, board: Board) -> _Core:
+    if board.isa == "riscv":
+        riscv = importlib.import_module("unicorn.riscv_const")
+        machine = unicorn.Uc(unicorn.UC_ARCH_RISCV, unicorn.UC_MODE_RISCV32)
+        machine.ctl_set_cpu_model(riscv.UC_CPU_RISCV32_ANY)
+        registers = (riscv.UC_RISCV_REG_PC, riscv.UC_RISCV_REG_SP)
+        arguments = (riscv.UC_RISCV_REG_A0, riscv.UC_RISCV_REG_A1)
+        return _Core(machine, *registers, *arguments)
+    arm = importlib.import_module("unicorn.arm_const")
+    machine = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
+    machine.ctl_set_cpu_model(getattr(arm, f"UC_CPU_ARM_{board.cpu.upper().replace('-', '_')}"))
+    registers = (arm.UC_ARM_REG_PC, arm.UC_ARM_REG_SP)
+    return _Core(machine, *registers, arm.UC_ARM_REG_R0, arm.UC_ARM_REG_R1)
+
+
 def _map(machine: Any, board: Board) -> None:
-    for origin, length in (
-        (board.flash.origin, board.flash.length),
-        (board.ram.origin, board.ram.length),
-        _SYSTEM_CONTROL,
-    ):
+    """Map the board's memories; those that touch or share a page become one."""
+    pieces = [(r.origin, r.length) for r in (*board.flash_regions, *board.ram_regions)]
+    if board.isa == "arm":
+        pieces.append(_SYSTEM_CONTROL)
+    mapped: list[list[int]] = []
+    for origin, length in sorted(pieces):
         start = origin // _PAGE * _PAGE
         stop = -(-(origin + length) // _PAGE) * _PAGE
+        if mapped and start <= mapped[-1][1]:
+            mapped[-1][1] = max(mapped[-1][1], stop)
+        else:
+            mapped.append([start, stop])
+    for start, stop in mapped:
         machine.mem_map(start, stop - start)
 
 
@@ -214,50 +249,65 @@ def run(
         CompressError: the firmware left its memory or did not end in time.
     """
     unicorn = _unicorn()
-    arm = importlib.import_module("unicorn.arm_const")
-    machine = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
-    machine.ctl_set_cpu_model(getattr(arm, f"UC_CPU_ARM_{board.cpu.upper().replace('-', '_')}"))
+    core = _core(unicorn, board)
+    machine = core.machine
     _map(machine, board)
     for segment in elf.segments:
         machine.mem_write(segment.physical, segment.data)
     semihost = _Semihost(files)
     failure: list[Exception] = []
 
+    def call(step: int) -> int:
+        """Do the call that stands at the program counter; give the address behind it."""
+        pc = int(machine.reg_read(core.pc))
+        operation, block = machine.reg_read(core.operation), machine.reg_read(core.block)
+        result = semihost.call(machine, operation, block)
+        machine.reg_write(core.operation, result & 0xFFFFFFFF)
+        return pc + step
+
     def interrupt(_: Any, number: int, __: object) -> None:
         # An exception must not pass through the C code of unicorn: it is kept and raised later.
         try:
-            pc = machine.reg_read(arm.UC_ARM_REG_PC)
-            operation = machine.reg_read(arm.UC_ARM_REG_R0)
-            if number != _EXCEPTION_BKPT:
+            if board.isa != "arm" or number != _EXCEPTION_BKPT:
                 raise CompressError(
-                    f"The processor took exception {number} in {elf.function_at(pc)}. "
-                    "Report the model as a bug."
+                    f"The processor took exception {number} in "
+                    f"{elf.function_at(machine.reg_read(core.pc))}. Report the model as a bug."
                 )
-            result = semihost.call(machine, operation, machine.reg_read(arm.UC_ARM_REG_R1))
-            machine.reg_write(arm.UC_ARM_REG_R0, result & 0xFFFFFFFF)
-            machine.reg_write(arm.UC_ARM_REG_PC, (pc + 2) | 1)
+            machine.reg_write(core.pc, call(2) | 1)
         except Exception as error:
             failure.append(error)
             machine.emu_stop()
 
     machine.hook_add(unicorn.UC_HOOK_INTR, interrupt)
     counting = _Counting(unicorn, machine, code) if code is not None else None
-    stack, reset = struct.unpack("<II", bytes(machine.mem_read(board.flash.origin, 8)))
-    machine.reg_write(arm.UC_ARM_REG_SP, stack)
-    try:
-        machine.emu_start(reset | 1, 0xFFFFFFFE, timeout=int(timeout_s * 1e6))
-    except unicorn.UcError as error:
-        where = elf.function_at(machine.reg_read(arm.UC_ARM_REG_PC))
-        raise CompressError(
-            f"The processor faulted in {where}: {error}. The code touched memory that the board "
-            f"{board.name} does not have, or its stack overflowed. Report the model as a bug."
-        ) from error
+    start = board.flash.origin
+    if board.isa == "arm":
+        stack, reset = struct.unpack("<II", bytes(machine.mem_read(board.flash.origin, 8)))
+        machine.reg_write(core.sp, stack)
+        start = reset | 1
+    while True:
+        try:
+            machine.emu_start(start, 0xFFFFFFFE, timeout=int(timeout_s * 1e6))
+        except unicorn.UcError as error:
+            pc = machine.reg_read(core.pc)
+            # Unicorn ends at an EBREAK, as at an instruction that it does not know.
+            if error.errno == unicorn.UC_ERR_INSN_INVALID and machine.mem_read(pc, 4) == _EBREAK:
+                start = call(4)
+                if semihost.exit_code is None:
+                    continue
+                break
+            raise CompressError(
+                f"The processor faulted in {elf.function_at(pc)}: {error}. The code touched memory "
+                f"that the board {board.name} does not have, or its stack overflowed. Report the "
+                "model as a bug."
+            ) from error
+        break
     if failure:
         raise failure[0]
     if semihost.exit_code is None:
         raise CompressError(
             f"The firmware did not end within {timeout_s:g} s on unicorn; it was stopped in "
-            f"{elf.function_at(machine.reg_read(arm.UC_ARM_REG_PC))}. "
+            f"{elf.function_at(machine.reg_read(core.pc))}. "
             "Give fewer samples at a time or a longer timeout."
         )
     if counting:

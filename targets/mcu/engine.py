@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_compress.errors import CompressError
+from tvm_compress.targets.mcu.boards import Isa
 from tvm_compress.targets.mcu.elf import Elf
 
 __all__ = [
@@ -64,6 +65,7 @@ class CodeMap:
         code: the bytes of the code, two a halfword.
         watched: bool, one a halfword: the instructions of which ``PASSED`` is counted, all of
             which access memory; see :func:`tvm_compress.targets.mcu.cycles.watch`.
+        isa: whose instructions they are.
     """
 
     base: int
@@ -71,6 +73,18 @@ class CodeMap:
     owner_count: int
     code: bytes
     watched: NDArray[np.bool_]
+    isa: Isa = "arm"
+
+    @property
+    def wide(self) -> NDArray[np.bool_]:
+        """Whether an instruction that begins here has 32 bits; one a halfword.
+
+        Sources: Armv7-M Architecture Reference Manual, A5.1 (the first halfword begins with
+        0b11101 or more); The RISC-V Instruction Set Manual, Volume I, 1.5 (it ends with 0b11).
+        """
+        first = np.frombuffer(self.code, "<u2")[: len(self.owners)]
+        wide: NDArray[np.bool_] = first & 3 == 3 if self.isa == "riscv" else first >> 11 >= 0b11101
+        return wide
 
 
 def code_map(elf: Elf, run_symbol: str, layer_symbols: tuple[str, ...]) -> CodeMap:
@@ -101,7 +115,8 @@ def code_map(elf: Elf, run_symbol: str, layer_symbols: tuple[str, ...]) -> CodeM
     offset = text.address - segment.virtual
     code = segment.data[offset : offset + 2 * len(owners)].ljust(2 * len(owners), b"\0")
     watched = np.zeros(len(owners), np.bool_)
-    return CodeMap(text.address, owners, FIRST_LAYER + len(layer_symbols), code, watched)
+    count = FIRST_LAYER + len(layer_symbols)
+    return CodeMap(text.address, owners, count, code, watched, elf.isa)
 
 
 def check_blocks(unknown: int) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_compress.errors import BudgetError, DataError, FlashError, OptionError
+from tvm_compress.errors import BudgetError, CompressError, DataError, FlashError, OptionError
 from tvm_compress.targets.mcu import cycles
-from tvm_compress.targets.mcu.boards import Board, EmulatorName
+from tvm_compress.targets.mcu.boards import Board, EmulatorName, Isa, Region
 from tvm_compress.targets.mcu.c_types import C_TYPES
 from tvm_compress.targets.mcu.elf import Elf, read_elf
 from tvm_compress.targets.mcu.engine import DISPATCH, FIRST_LAYER, code_map
@@ -31,6 +31,7 @@ from tvm_compress.targets.mcu.harness import (
     pack_inputs,
     unpack_outputs,
 )
+from tvm_compress.targets.mcu.link import Excess, Placement, link_script, place
 from tvm_compress.targets.mcu.size import RamSize, Size, measure_elf
 from tvm_compress.targets.mcu.toolchain import Toolchain, find_toolchain
 from tvm_compress.tensors import TensorSpec
@@ -46,10 +47,10 @@ __all__ = [
 ]
 
 _RUNTIME = Path(__file__).parent / "runtime"
-_RUNTIME_SOURCES = ("startup.c", "semihost.c", "harness.c", "libm.c")
-# The linker gets room to spare, so that it is our sentence that says what does not fit.
-_LINK_BYTES = 0x1000_0000
-_VECTORS_BYTES = 64  # 16 words, for no interrupt is used
+_STARTUP: dict[Isa, str] = {"arm": "startup.c", "riscv": "startup_riscv.c"}
+_RUNTIME_SOURCES = ("semihost.c", "harness.c", "libm.c")
+# What the linkers of both toolchains say of a region that is too small.
+_OVERFLOW = re.compile(r"will not fit in region|overflowed by")
 Array = NDArray[Any]
 
 
@@ -218,23 +219,6 @@ class Firmware:
 assert FIRST_LAYER == DISPATCH + 1
 
 
-def _link_script(board: Board) -> str:
-    alias = vectors = ""
-    if board.vectors is None:
-        alias = 'REGION_ALIAS("VECTORS", FLASH)\n'
-    else:
-        vectors = f"    VECTORS (rx) : ORIGIN = {board.vectors:#x}, LENGTH = {_VECTORS_BYTES:#x}\n"
-    memory = (
-        f"MEMORY\n{{\n{vectors}"
-        f"    FLASH (rx) : ORIGIN = {board.flash.origin:#x}, LENGTH = {_LINK_BYTES:#x}\n"
-        f"    RAM (rwx) : ORIGIN = {board.ram.origin:#x}, LENGTH = {_LINK_BYTES:#x}\n"
-        f"}}\n{alias}"
-        f"link_stack_top = {board.ram.end // 8 * 8:#x};\n"
-        f"link_stack_bytes = {board.stack_bytes:#x};\n"
-    )
-    return memory + (_RUNTIME / "firmware.ld").read_text(encoding="utf-8")
-
-
 def _check_model(model: ModelSources) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", model.name):
         raise OptionError(
@@ -276,9 +260,9 @@ def _check_layers(elf: Elf, model: ModelSources) -> None:
             )
 
 
-def _check_budget(elf: Elf, model: ModelSources, board: Board, size: Size) -> None:
+def _check_budget(elf: Elf, model: ModelSources, board: Board, size: Size, excess: Excess) -> None:
     flash, ram = size.flash_bytes, size.ram_bytes + board.stack_bytes
-    if flash > board.flash.length:
+    if excess.flash:
         owned = {}
         for layer in model.layers:
             symbols = {layer.symbol, *layer.weight_symbols}
@@ -286,20 +270,25 @@ def _check_budget(elf: Elf, model: ModelSources, board: Board, size: Size) -> No
                 symbol.size for symbol in elf.symbols if symbol.name.split(".", 1)[0] in symbols
             )
         raise FlashError(
-            f"{model.name} needs {flash} bytes of flash and the board {board.name} has "
-            f"{board.flash.length}: {flash - board.flash.length} too many. The largest layers "
+            f"{model.name} needs {flash} bytes of flash and the board {board.title} has "
+            f"{_lengths(board.flash_regions)}: {excess.flash} too many. The largest layers "
             f"are {_largest(owned)}. Compress these further or choose a larger board."
         )
-    if ram > board.ram.length:
+    if excess.ram:
         raise BudgetError(
-            f"{model.name} needs {ram} bytes of RAM and the board {board.name} has "
-            f"{board.ram.length}: {ram - board.ram.length} too many. They are {size.ram.arena} "
+            f"{model.name} needs {ram} bytes of RAM and the board {board.title} has "
+            f"{_lengths(board.ram_regions)}: {excess.ram} too many. They are {size.ram.arena} "
             f"for the arena, {size.ram.inputs} for inputs, {size.ram.outputs} for outputs, "
             f"{size.ram.static} static and {board.stack_bytes} kept for the stack. The layers "
             f"that hold most of the arena are "
             f"{_largest({layer: layer.live_bytes for layer in model.layers})}. Use a model with "
             "smaller activations or choose a larger board."
         )
+
+
+def _lengths(regions: Sequence[Region]) -> str:
+    """Say how large the regions of one kind are: "65536", or "65536 and 16384"."""
+    return " and ".join(str(region.length) for region in regions)
 
 
 def _largest(sizes: Mapping[Layer, int]) -> str:
@@ -311,7 +300,7 @@ def _largest(sizes: Mapping[Layer, int]) -> str:
 def _check_stack(model: ModelSources, board: Board, stack: int) -> None:
     if stack > board.stack_bytes:
         raise BudgetError(
-            f"{model.name} uses {stack} bytes of stack and the board {board.name} keeps "
+            f"{model.name} uses {stack} bytes of stack and the board {board.title} keeps "
             f"{board.stack_bytes}: {stack - board.stack_bytes} too many. "
             "Raise stack_bytes in the board's file or choose a larger board."
         )
@@ -348,22 +337,33 @@ def link_firmware(
             (folder / name).write_text(text, encoding="utf-8")
         header = harness_header(sources.name, sources.inputs, sources.outputs, sources.arena_bytes)
         (folder / "harness_model.h").write_text(header, encoding="utf-8")
-        (folder / "link.ld").write_text(_link_script(board), encoding="utf-8")
         linked = folder / f"{sources.name}.elf"
-        tool.build(
-            [
-                *(folder / name for name in sources.files if name.endswith((".c", ".s"))),
-                *(_RUNTIME / name for name in _RUNTIME_SOURCES),
-            ],
-            [folder, _RUNTIME],
-            folder / "link.ld",
-            board,
-            linked,
-        )
-        elf = read_elf(linked)
+
+        def link(placement: Placement | None) -> Elf:
+            (folder / "link.ld").write_text(link_script(board, placement), encoding="utf-8")
+            tool.build(
+                [
+                    *(folder / name for name in sources.files if name.endswith((".c", ".s"))),
+                    *(_RUNTIME / name for name in (_STARTUP[board.isa], *_RUNTIME_SOURCES)),
+                ],
+                [folder, _RUNTIME],
+                folder / "link.ld",
+                board,
+                linked,
+            )
+            return read_elf(linked)
+
+        try:
+            elf = link(Placement())
+        except CompressError as error:
+            if not _OVERFLOW.search(str(error)):
+                raise
+            elf = link(None)
+            placement, excess = place(elf, board)
+            _check_budget(elf, sources, board, measure_elf(elf, sources.name), excess)
+            elf = link(placement)
         _check_layers(elf, sources)
         size = measure_elf(elf, sources.name)
-        _check_budget(elf, sources, board, size)
         stack = 0
         if board.emulators:
             zeros = {

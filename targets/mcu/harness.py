@@ -162,7 +162,7 @@ def choose_engine(board: Board, engine: str | None) -> EmulatorName:
             'Add emulators = ["unicorn"] to its file, or build for the board cortex-m4.'
         )
     for name in board.emulators:
-        if {"unicorn": emulator, "qemu": qemu}[name].available():
+        if emulator.available() if name == "unicorn" else qemu.available(board.isa):
             return name
     # None is installed: the first one's own error says how to get it.
     return board.emulators[0]

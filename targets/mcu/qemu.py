@@ -13,25 +13,34 @@ from pathlib import Path
 import numpy as np
 
 from tvm_compress.errors import CompressError, MissingToolError, OptionError
-from tvm_compress.targets.mcu.boards import Board
+from tvm_compress.targets.mcu.boards import Board, Isa
 from tvm_compress.targets.mcu.engine import PLANES, CodeMap, Execution, check_blocks
 from tvm_compress.targets.mcu.toolchain import host_library
 
-__all__ = ["available", "run"]
+__all__ = ["PROGRAMS", "available", "how_to_get", "run"]
 
-_PROGRAM = "qemu-system-arm"
+# The program of QEMU that has the machines of a family, and Debian's package that brings it.
+PROGRAMS: dict[Isa, tuple[str, str]] = {
+    "arm": ("qemu-system-arm", "qemu-system-arm"),
+    "riscv": ("qemu-system-riscv32", "qemu-system-misc"),
+}
 _RUNTIME = Path(__file__).parent / "runtime"
 
 
-def available() -> bool:
-    """Whether QEMU for Arm boards is installed."""
-    return shutil.which(_PROGRAM) is not None
+def available(isa: Isa = "arm") -> bool:
+    """Whether QEMU for boards of that family is installed."""
+    return shutil.which(PROGRAMS[isa][0]) is not None
+
+
+def how_to_get(isa: Isa) -> str:
+    """What to do where QEMU for boards of that family is missing: "Install it with: ..."."""
+    return f"Install it with: apt-get install {PROGRAMS[isa][1]}"
 
 
 @functools.cache
-def _plugin() -> Path:
+def _plugin(program: str) -> Path:
     """The counting plugin, compiled for the version of QEMU that is installed."""
-    done = subprocess.run([_PROGRAM, "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     major = re.search(r"version (\d+)", done.stdout)
     # From QEMU 9 on, plugins of interface version 1 are refused; earlier ones know no other.
     version = 2 if major and int(major[1]) >= 9 else 1
@@ -63,10 +72,11 @@ def run(
         OptionError: QEMU has no such board.
         CompressError: QEMU could not run the firmware, or it did not end in time.
     """
-    if not available():
+    program = PROGRAMS[board.isa][0]
+    if not available(board.isa):
         raise MissingToolError(
-            f"The emulator {_PROGRAM} is not installed. "
-            'Install it with: apt-get install qemu-system-arm, or use engine="unicorn".'
+            f"The emulator {program} is not installed. "
+            f'{how_to_get(board.isa)}, or use engine="unicorn".'
         )
     if "qemu" not in board.emulators or board.qemu_machine is None:
         raise OptionError(
@@ -80,9 +90,11 @@ def run(
         for name, data in files.items():
             (folder / name).write_bytes(data)
         command = [
-            _PROGRAM,
+            program,
             "-M",
             board.qemu_machine,
+            # Or QEMU puts a supervisor of its own in front, which starts elsewhere.
+            *(["-bios", "none"] if board.isa == "riscv" else []),
             "-nographic",
             "-monitor",
             "none",
@@ -95,11 +107,9 @@ def run(
         ]
         if code is not None:
             head = struct.pack("<3Q", code.base, len(code.owners), code.owner_count)
-            # An instruction has 32 bits where its first halfword begins with 0b11101 or more.
-            wide = np.frombuffer(code.code, "<u2")[: len(code.owners)] >> 11 >= 0b11101
-            flags = code.watched.astype(np.uint8) + 2 * wide.astype(np.uint8)
+            flags = code.watched.astype(np.uint8) + 2 * code.wide.astype(np.uint8)
             map_file.write_bytes(head + code.owners.astype("<u2").tobytes() + flags.tobytes())
-            command += ["-plugin", f"{_plugin()},map={map_file},out={count_file}"]
+            command += ["-plugin", f"{_plugin(program)},map={map_file},out={count_file}"]
         try:
             # subprocess.run kills and awaits the process when the time is over or on Ctrl-C.
             done = subprocess.run(

@@ -62,7 +62,7 @@ def measure_elf(elf: Elf, name: str) -> Size:
             if symbol.kind == "object" and symbol.name.startswith(prefix):
                 ram[prefix] += symbol.size
     arena, inputs, outputs = ram.values()
-    total = elf.section_bytes(".data") + elf.section_bytes(".bss")
+    total = sum(elf.section_bytes(section) for section in (".arena", ".data", ".bss"))
     return Size(
         FlashSize(flash_bytes - weights - constants, weights, constants),
         RamSize(arena, inputs, outputs, total - arena - inputs - outputs, 0),

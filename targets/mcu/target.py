@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tvm_compress.errors import CompressError, FlashError, OptionError
 from tvm_compress.files import write_whole
 from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Size, Target
-from tvm_compress.targets.mcu.boards import get_board
+from tvm_compress.targets.mcu.boards import Board, get_board
 from tvm_compress.targets.mcu.dsp import preference
 from tvm_compress.targets.mcu.firmware import Firmware, ModelSources, Profile, link_firmware
 from tvm_compress.targets.mcu.lower import lower
@@ -66,7 +66,7 @@ class CTarget(Target):
         mod: tvm.IRModule,
         *,
         name: str,
-        board: str | Path | None,
+        board: str | Path | Board | None,
         out_dir: Path | None,
         toolchain: str | None = None,
         optimize: Optimize = "balanced",

@@ -1,4 +1,4 @@
-"""Cross compilers for Cortex-M: zig from the Python package index, or arm-none-eabi-gcc.
+"""Cross compilers: zig from the Python package index, or arm-none-eabi-gcc for Cortex-M.
 
 Both get the same C dialect and the same floating-point rules. ``-ffp-contract=off`` keeps a
 multiplication and an addition apart, so that the host's C and the board agree bit for bit.
@@ -27,8 +27,11 @@ __all__ = [
     "Toolchain",
     "ToolchainName",
     "ZigToolchain",
+    "available",
     "find_toolchain",
     "host_library",
+    "how_to_get",
+    "toolchains_of",
 ]
 
 ToolchainName = Literal["zig", "gnu"]
@@ -51,19 +54,22 @@ COMMON_FLAGS = (
     "-g0",
 )
 
-# LLVM's names of the single-precision FPUs; each with 16 double registers.
+# LLVM's names of the FPUs; those of Arm with 16 double registers.
 _ZIG_FPU: dict[Fpu, str] = {
     "none": "",
     "fpv4-sp-d16": "+vfp4d16sp",
     "fpv5-sp-d16": "+fp_armv8d16sp",
-    "fpv5-d16": "+fp_armv8d16+mve_fp+lob",
+    "fpv5-d16": "+fp_armv8d16",
+    "riscv-f": "+f",
 }
 _ZIG_CPU: dict[Cpu, str] = {
+    "cortex-m0": "cortex_m0",
     "cortex-m3": "cortex_m3",
     "cortex-m4": "cortex_m4",
     "cortex-m7": "cortex_m7",
     "cortex-m33": "cortex_m33",
     "cortex-m55": "cortex_m55",
+    "rv32imac": "generic_rv32+m+a+c",
 }
 
 _INSTALL_ZIG = "Install it with: pip install 'tvm-compress[boards]'"
@@ -149,15 +155,13 @@ class ZigToolchain:
     def command(self, board: Board) -> list[str]:
         """The compiler and all flags that the board and the C dialect ask for."""
         headers = _zig_folder() / "lib" / "libc" / "include"
-        abi = "eabi" if board.fpu == "none" else "eabihf"
+        family = "arm" if board.isa == "arm" else "riscv32"
         return [
             *_ZIG,
             "cc",
-            "-target",
-            f"thumb-freestanding-{abi}",
-            f"-mcpu={_ZIG_CPU[board.cpu]}{_ZIG_FPU[board.fpu]}-strict_align",
+            *self._machine(board),
             "-isystem",
-            str(headers / "arm-linux-musl"),
+            str(headers / f"{family}-linux-musl"),
             "-isystem",
             str(headers / "generic-musl"),
             # zig adds -ffreestanding to this target, which makes a call of every four-byte memcpy
@@ -170,6 +174,22 @@ class ZigToolchain:
             # Most flags say nothing to a file in assembly.
             "-Wno-unused-command-line-argument",
         ]
+
+    def _machine(self, board: Board) -> list[str]:
+        cpu = f"-mcpu={_ZIG_CPU[board.cpu]}{_ZIG_FPU[board.fpu]}"
+        if board.isa == "riscv":
+            # The ABI that passes floats in registers follows from the extension F.
+            return ["-target", "riscv32-freestanding-none", cpu]
+        abi = "eabi" if board.fpu == "none" else "eabihf"
+        if board.has_mve:
+            cpu += "+mve_fp+lob"
+        if board.cpu == "cortex-m33":
+            # Optional there, and LLVM's name of the core leaves it open to others.
+            cpu += "+dsp" if board.has_dsp else "-dsp"
+        if board.cpu != "cortex-m0":
+            # This core alone faults at words and halfwords that are not aligned.
+            cpu += "-strict_align"
+        return ["-target", f"thumb-freestanding-{abi}", cpu]
 
     def build(
         self,
@@ -207,13 +227,23 @@ class GnuToolchain:
         return "gnu"
 
     def command(self, board: Board) -> list[str]:
-        """The compiler and all flags that the board and the C dialect ask for."""
+        """The compiler and all flags that the board and the C dialect ask for.
+
+        Raises:
+            OptionError: the board's core is none of Arm's.
+        """
+        if board.isa != "arm":
+            raise OptionError(
+                f"The toolchain gnu compiles for Arm alone, and the board {board.name} has a "
+                f"{board.cpu}. Use the toolchain zig. {_INSTALL_ZIG}."
+            )
+        cpu = f"{board.cpu}+nodsp" if board.dsp is False else board.cpu
         fpu = ["-mfloat-abi=soft"]
         if board.fpu != "none":
             fpu = [f"-mfpu={board.fpu}", "-mfloat-abi=hard"]
         if board.has_mve:
             fpu = ["-mfloat-abi=hard"]  # -mcpu says which; -mfpu would take MVE away
-        return ["arm-none-eabi-gcc", f"-mcpu={board.cpu}", "-mthumb", *fpu, *COMMON_FLAGS]
+        return ["arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", *fpu, *COMMON_FLAGS]
 
     def build(
         self,
@@ -232,7 +262,13 @@ class GnuToolchain:
         _build(command, sources, include, script, out, ("-lm",))
 
 
-def _available(name: ToolchainName) -> bool:
+def toolchains_of(board: Board) -> tuple[ToolchainName, ...]:
+    """The toolchains that compile for a board, the default one first."""
+    return ("zig", "gnu") if board.isa == "arm" else ("zig",)
+
+
+def available(name: ToolchainName) -> bool:
+    """Whether a toolchain is installed."""
     if name == "zig":
         return importlib.util.find_spec("ziglang") is not None
     return shutil.which("arm-none-eabi-gcc") is not None
@@ -248,7 +284,7 @@ def find_toolchain(preferred: str | None = None) -> Toolchain:
     toolchains: dict[str, Toolchain] = {"zig": ZigToolchain(), "gnu": GnuToolchain()}
     if preferred is None:
         for toolchain in toolchains.values():
-            if _available(toolchain.name):
+            if available(toolchain.name):
                 return toolchain
         raise MissingToolError(
             "No compiler for microcontrollers is installed; zig or arm-none-eabi-gcc is needed. "
@@ -259,11 +295,15 @@ def find_toolchain(preferred: str | None = None) -> Toolchain:
             f"The toolchain {preferred!r} is not known. Choose one of {', '.join(toolchains)}."
         )
     chosen = toolchains[preferred]
-    if not _available(chosen.name):
+    if not available(chosen.name):
         what = {"zig": "The compiler zig", "gnu": "The compiler arm-none-eabi-gcc"}[chosen.name]
-        how = {"zig": _INSTALL_ZIG, "gnu": _INSTALL_GNU}[chosen.name]
-        raise MissingToolError(f"{what} is not installed. {how}.")
+        raise MissingToolError(f"{what} is not installed. {how_to_get(chosen.name)}.")
     return chosen
+
+
+def how_to_get(name: ToolchainName) -> str:
+    """What to do where a toolchain is missing: "Install it with: ..."."""
+    return {"zig": _INSTALL_ZIG, "gnu": _INSTALL_GNU}[name]
 
 
 def _cache_folder() -> Path:
@@ -283,7 +323,7 @@ def host_library(source: Path, headers: Sequence[Path] = (), defines: Sequence[s
         MissingToolError: neither zig nor a C compiler ``cc`` is installed.
         CompressError: the compiler refused.
     """
-    if _available("zig"):
+    if available("zig"):
         compiler: tuple[str, ...] = (*_ZIG, "cc")
     elif shutil.which("cc"):
         compiler = ("cc",)

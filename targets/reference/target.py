@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import OptionError
 from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Target
+from tvm_compress.targets.mcu.boards import Board
 from tvm_compress.targets.reference.interpreter import run
 
 __all__ = ["ReferenceArtifact", "ReferenceTarget"]
@@ -46,7 +47,7 @@ class ReferenceTarget(Target):
         mod: tvm.IRModule,
         *,
         name: str,
-        board: str | Path | None,
+        board: str | Path | Board | None,
         out_dir: Path | None,
         toolchain: str | None = None,
         optimize: Optimize = "balanced",
@@ -60,7 +61,8 @@ class ReferenceTarget(Target):
         """
         from tvm_compress.pipeline import save
 
-        for what, given in (("board", board), ("toolchain", toolchain)):
+        named = board.title if isinstance(board, Board) else board
+        for what, given in (("board", named), ("toolchain", toolchain)):
             if given is not None:
                 raise OptionError(
                     f"The target reference takes no {what}, and {given} was given; leave it out "

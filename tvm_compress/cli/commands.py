@@ -52,6 +52,23 @@ _Board = Annotated[
     ),
 ]
 
+_LimitsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="BOARD",
+        show_default=False,
+        help="Fit the flash, RAM and stack of this board, by name or .toml file.",
+    ),
+]
+_FlashLimit = Annotated[
+    int | None,
+    typer.Option(metavar="BYTES", show_default=False, help="Fit as many bytes of flash."),
+]
+_RamLimit = Annotated[
+    int | None,
+    typer.Option(metavar="BYTES", show_default=False, help="Fit as many bytes of RAM."),
+]
 _Toolchain = Annotated[
     str | None,
     typer.Option(
@@ -654,6 +671,9 @@ def build(
     toolchain: _Toolchain = None,
     fallback: _Fallback = "error",
     optimize: _Optimize = "balanced",
+    limits_of: _LimitsOf = None,
+    flash_limit: _FlashLimit = None,
+    ram_limit: _RamLimit = None,
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -670,6 +690,9 @@ def build(
         toolchain=toolchain,
         fallback=fallback,
         optimize=_price(optimize),
+        limits_of=limits_of,
+        flash_limit=flash_limit,
+        ram_limit=ram_limit,
     )
     # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
@@ -716,6 +739,9 @@ def run(
     ] = None,
     fallback: _Fallback = "error",
     optimize: _Optimize = "balanced",
+    limits_of: _LimitsOf = None,
+    flash_limit: _FlashLimit = None,
+    ram_limit: _RamLimit = None,
     shape: _Shapes = None,
     json: _Json = False,
 ) -> None:
@@ -729,7 +755,15 @@ def run(
     mod = _load(model, shape)
     inputs = _inputs(mod, input, random)
     artifact = build(
-        mod, target, board=board, toolchain=toolchain, fallback=fallback, optimize=_price(optimize)
+        mod,
+        target,
+        board=board,
+        toolchain=toolchain,
+        fallback=fallback,
+        optimize=_price(optimize),
+        limits_of=limits_of,
+        flash_limit=flash_limit,
+        ram_limit=ram_limit,
     )
     # First what may be refused.
     counted = artifact.profile(inputs, engine=engine) if profile else None
@@ -771,6 +805,27 @@ def _inputs(
     if seed < 0:
         raise OptionError(f"--random is {seed}; expected a whole number from 0 on.")
     return arrays.random_inputs(specs, seed)
+
+
+@app.command(epilog="Example: tvm-compress boards mps2-an386 --json")
+def boards(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BOARD]...", show_default=False, help="Names or .toml files; all by default."
+        ),
+    ] = None,
+    json: _Json = False,
+) -> None:
+    """List the boards: core, memories, and which compilers and emulators are installed for each."""
+    from tvm_compress.cli import show
+    from tvm_compress.targets.mcu.boards import get_board, list_boards
+
+    found = [get_board(name) for name in names] if names else list_boards()
+    if json:
+        show.as_json(show.boards_as_list(found))
+    else:
+        show.boards(found)
 
 
 @app.command(epilog="Example: tvm-compress doctor")

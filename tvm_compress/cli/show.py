@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from tvm_compress.inspection import Histogram, Inspection, Memory, MemoryTensor
     from tvm_compress.search import SearchResult
     from tvm_compress.targets.artifact import Artifact, Profile
+    from tvm_compress.targets.mcu.boards import Board, Region
+    from tvm_compress.targets.mcu.installed import Tool
 
 __all__ = [
     "as_json",
+    "boards",
+    "boards_as_list",
     "build",
     "build_as_dict",
     "findings",
@@ -428,6 +432,61 @@ def profile(found: Profile) -> None:
         ],
         left=(0,),
     )
+
+
+def boards_as_list(found: Sequence[Board]) -> list[dict[str, Any]]:
+    """Give boards as JSON takes them: their files, and what is installed for each."""
+    from dataclasses import asdict
+
+    from tvm_compress.targets.mcu.installed import compilers_of, emulators_of
+
+    return [
+        {
+            **board.model_dump(mode="json", exclude={"limits"}),
+            "features": list(board.features),
+            "compilers": [asdict(tool) for tool in compilers_of(board)],
+            "emulators": [asdict(tool) for tool in emulators_of(board)],
+        }
+        for board in found
+    ]
+
+
+def boards(found: Sequence[Board]) -> None:
+    """Print the boards and what is installed for each, and how to get what is missing."""
+    from tvm_compress.targets.mcu.installed import compilers_of, emulators_of
+
+    def kib(regions: Sequence[Region]) -> str:
+        return " + ".join(f"{region.length / 1024:,g}" for region in regions)
+
+    def names(tools: Sequence[Tool]) -> str:
+        return ", ".join(t.name if t.installed else f"{t.name} (missing)" for t in tools) or "none"
+
+    _table(
+        "Boards",
+        ("name", "core", "features", "flash KiB", "RAM KiB", "MHz", "compilers", "emulators"),
+        [
+            (
+                board.name,
+                board.cpu,
+                " ".join(board.features) or "-",
+                kib(board.flash_regions),
+                kib(board.ram_regions),
+                f"{board.clock_hz / 1e6:g}" if board.clock_hz else "-",
+                names(compilers_of(board)),
+                names(emulators_of(board)),
+            )
+            for board in found
+        ],
+        left=(0, 1, 2, 6, 7),
+    )
+    missing = {
+        (tool.name, tool.remedy): board.name
+        for board in reversed(found)
+        for tool in (*compilers_of(board), *emulators_of(board))
+        if not tool.installed
+    }
+    for (name, remedy), board_name in missing.items():
+        line(f"{name} is missing for {board_name} and maybe others. {remedy}.")
 
 
 def findings(found: Sequence[Finding]) -> None:

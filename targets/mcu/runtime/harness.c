@@ -39,7 +39,11 @@ static int __attribute__((noinline)) harness_measured_run(void)
     /* Painted before the first sample alone: the mark is over all samples. */
     if (!harness_stack) {
         volatile uint32_t *word;
+#if defined(__riscv)
+        __asm__ volatile("mv %0, sp" : "=r"(harness_stack));
+#else
         __asm__ volatile("mov %0, sp" : "=r"(harness_stack));
+#endif
         for (word = link_paint_start; word < harness_stack; word++) {
             *word = HARNESS_PAINT;
         }

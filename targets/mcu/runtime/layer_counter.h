@@ -47,7 +47,8 @@ static inline void layer_counter_block(struct layer_counter *counter, uint64_t a
 {
     const uint64_t index = (address - counter->base) >> 1;
     if (index >= counter->halfwords || index + (bytes >> 1) > counter->halfwords) {
-        counter->unknown++;
+        /* A machine's own ROM may run first: nothing is lost before the code is reached. */
+        counter->unknown += counter->end != 0;
         counter->current = LAYER_COUNTER_OUTSIDE;
         return;
     }

@@ -1,4 +1,5 @@
-/* ARM semihosting by BKPT 0xAB: operation in r0, address of the argument block in r1. */
+/* Semihosting: the operation and the address of its argument block in the first two registers of
+ * a call, then BKPT 0xAB on Arm; on RISC-V an EBREAK between two shifts that do nothing. */
 #include "semihost.h"
 
 #include <stdint.h>
@@ -9,10 +10,27 @@ enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE = 0x05, SYS_READ = 0x06, SYS
 
 static int semihost_call(int operation, const void *block)
 {
+#if defined(__riscv)
+    register int a0 __asm__("a0") = operation;
+    register const void *a1 __asm__("a1") = block;
+    /* The three are found by their encodings, on one page, so none may be compressed. */
+    __asm__ volatile(".balign 16\n\t"
+                     ".option push\n\t"
+                     ".option norvc\n\t"
+                     "slli zero, zero, 0x1f\n\t"
+                     "ebreak\n\t"
+                     "srai zero, zero, 7\n\t"
+                     ".option pop"
+                     : "+r"(a0)
+                     : "r"(a1)
+                     : "memory");
+    return a0;
+#else
     register int r0 __asm__("r0") = operation;
     register const void *r1 __asm__("r1") = block;
     __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
     return r0;
+#endif
 }
 
 int semihost_open(const char *name, enum semihost_mode mode)

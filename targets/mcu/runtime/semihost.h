@@ -1,5 +1,5 @@
-/* ARM semihosting, the calls that the harness needs.
- * Source: "Semihosting for AArch32 and AArch64" (Arm, 2.0). */
+/* Semihosting, the calls that the harness needs.
+ * Sources: "Semihosting for AArch32 and AArch64" (Arm, 2.0), "RISC-V Semihosting" (0.4). */
 #ifndef TVM_COMPRESS_SEMIHOST_H
 #define TVM_COMPRESS_SEMIHOST_H
 

@@ -430,8 +430,14 @@ def test_boards_get_the_cycles_of_one_table(tmp_path: Path) -> None:
     firmware = link_firmware(tiny(), BOARD, tmp_path)
     # The code of a Cortex-M4 with its FPU also runs on these; a Cortex-M3 has none.
     profiles = [
-        replace(firmware, board=board_with(cpu=cpu)).profile({"x": tiny_input(1)}, "unicorn")
-        for cpu in ("cortex-m4", "cortex-m7", "cortex-m33")
+        replace(firmware, board=board_with(cpu=cpu, fpu=fpu)).profile(
+            {"x": tiny_input(1)}, "unicorn"
+        )
+        for cpu, fpu in (
+            ("cortex-m4", "fpv4-sp-d16"),
+            ("cortex-m7", "fpv5-sp-d16"),
+            ("cortex-m33", "fpv5-sp-d16"),
+        )
     ]
     assert profiles[0] == profiles[1] == profiles[2]
     assert profiles[0].model_cycles is not None

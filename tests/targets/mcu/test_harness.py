@@ -70,10 +70,10 @@ def test_the_default_engine_is_the_first_that_is_installed(
 ) -> None:
     assert small.profile({"x": tiny_input(1)}).engine == "unicorn"
     monkeypatch.setattr(emulator, "available", lambda: False)
-    monkeypatch.setattr(qemu, "available", lambda: True)
+    monkeypatch.setattr(qemu, "available", lambda *_: True)
     assert harness.choose_engine(BOARD, None) == "qemu"
     # Where none is, the first one's error tells what to install.
-    monkeypatch.setattr(qemu, "available", lambda: False)
+    monkeypatch.setattr(qemu, "available", lambda *_: False)
     assert harness.choose_engine(BOARD, None) == "unicorn"
 
 

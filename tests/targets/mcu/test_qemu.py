@@ -85,7 +85,7 @@ def test_files_that_were_given_do_not_come_back(troubled: Firmware) -> None:
 def test_a_board_without_a_machine_is_told(
     troubled: Firmware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qemu, "available", lambda: True)
+    monkeypatch.setattr(qemu, "available", lambda *_: True)
     with pytest.raises(
         OptionError, match=r"no machine for the board nucleo_l4r5zi\. Build for mps2"
     ):

@@ -27,8 +27,8 @@ def test_extensions_go_with_the_core() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("fpv5-d16", "fpv5-sp-d16", 'a cortex-m55, and no other core here, has fpu = "fpv5-d16"'),
-        ("cortex-m55", "cortex-m33", 'a cortex-m55, and no other core here, has fpu = "fpv5-d16"'),
+        ("fpv5-d16", "fpv5-sp-d16", 'a cortex-m55 has another FPU; set fpu = "fpv5-d16"'),
+        ("cortex-m55", "cortex-m33", 'a cortex-m33 has another FPU; set fpu = "fpv5-sp-d16"'),
         ("stack_bytes", "vectors = 0\nstack_bytes", "vectors lies in flash or ram; leave it out"),
         ('["qemu"]', '["unicorn"]', 'unicorn knows no cortex-m55; set emulators = \\["qemu"\\]'),
     ],
