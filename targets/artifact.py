@@ -99,6 +99,11 @@ class Artifact(ABC):
         """The files that were written, by name."""
 
     @property
+    def has_size(self) -> bool:
+        """Whether it is linked for a machine, so that :attr:`size` has an answer."""
+        return False
+
+    @property
     def size(self) -> Size:
         """Bytes of flash and RAM.
 

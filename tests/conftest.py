@@ -45,6 +45,11 @@ NEEDS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let golden files be written anew."""
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew")
+
+
 def shared_data_folder() -> Path:
     """Return where the development data would lie; the folder need not exist."""
     override = os.environ.get("TVM_COMPRESS_SHARED")

@@ -132,7 +132,7 @@ def test_a_module_need_not_be_canonical() -> None:
 
 def test_an_unknown_target() -> None:
     with pytest.raises(
-        OptionError, match="There is no target 'fpga'; expected one of c, reference"
+        OptionError, match="There is no target 'fpga'; expected one of arduino, c, reference"
     ):
         tc.build(small(), "fpga")
 
@@ -313,3 +313,12 @@ def test_the_reference_keeps_the_module_as_json(tmp_path: Path) -> None:
         tc.build(again, "reference").run(X)["scores"], artifact.run(X)["scores"]
     )
     assert tc.build(small(), "reference").files == {}
+
+
+def test_limits_are_of_targets_that_link() -> None:
+    with pytest.raises(OptionError) as caught:
+        tc.build(small(), "zephyr", board="mps2_an385", flash_limit=4096)
+    assert str(caught.value) == (
+        "flash_limit=4096 was given for the target zephyr, which links nothing by our boards' "
+        "sizes; expected the target c. Leave the limit out."
+    )

@@ -28,6 +28,7 @@ from tvm_compress.pipeline import quantize
 from tvm_compress.recipe import Finetune, Recipe
 from tvm_compress.recipes import deep_compression, post_training
 from tvm_compress.targets import reference
+from tvm_compress.targets.artifact import Target
 from tvm_compress.targets.mcu import boards
 from tvm_compress.targets.mcu.boards import list_boards
 from tvm_compress.tensors import input_specs
@@ -1077,8 +1078,8 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
         ]
         return SimpleNamespace(instructions=np.int64(10000), model_cycles=15000, layers=layers)
 
-    def build(mod: tvm.IRModule, target: str, **options: Any) -> Any:
-        calls.append({"target": target, **options})
+    def build(mod: tvm.IRModule, target: Target, **options: Any) -> Any:
+        calls.append({"target": target.name, **options})
         size = SimpleNamespace(
             flash_bytes=4321,
             ram_bytes=1234,
@@ -1086,7 +1087,8 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
             ram={"arena": 1000, "stack": 234},
         )
         files = {"source": tmp_path / "kws.c"}
-        return SimpleNamespace(files=files, size=size, run=run, profile=profile)
+        sized = options["board"] is not None
+        return SimpleNamespace(files=files, has_size=sized, size=size, run=run, profile=profile)
 
     fake = ModuleType("tvm_compress.build")
     fake.build = build  # type: ignore[attr-defined]
@@ -1203,7 +1205,7 @@ def test_an_unknown_target_or_board(
     monkeypatch.chdir(tmp_path)
     name, *options = command
     message = mistake(name, small, *options, "--target", "z80")
-    assert message == "There is no target 'z80'; expected one of c, reference."
+    assert message == "There is no target 'z80'; expected one of arduino, c, reference, zephyr."
     message = mistake(name, small, *options, "--target", "c", "--board", "z80")
     assert "'z80' is not known" in message
     assert "cortex-m4" in message

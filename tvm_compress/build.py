@@ -16,7 +16,7 @@ from tvm_compress.passes.canonicalize import Canonicalize
 from tvm_compress.passes.remove_channels import RemoveChannels
 from tvm_compress.passes.to_integers import ToIntegers
 from tvm_compress.targets import get_target
-from tvm_compress.targets.artifact import Artifact, Goal, Optimize
+from tvm_compress.targets.artifact import Artifact, Goal, Optimize, Target
 from tvm_compress.targets.mcu.boards import Board, get_board, limit_board
 
 __all__ = ["Artifact", "build", "prepare"]
@@ -24,7 +24,7 @@ __all__ = ["Artifact", "build", "prepare"]
 
 def build(
     mod: tvm.IRModule,
-    target: str = "c",
+    target: str | Target = "c",
     *,
     board: str | PathLike[str] | None = None,
     name: str = "model",
@@ -40,14 +40,18 @@ def build(
 
     Args:
         mod: a module as :func:`tvm_compress.load` gives it, compressed or not.
-        target: ``c`` (plain C99) or ``reference`` (numpy).
+        target: ``c`` (plain C99), ``zephyr`` (a Zephyr application), ``arduino`` (a
+            library) or ``reference`` (numpy); or a
+            target with options of its own, such as
+            :class:`~tvm_compress.targets.mcu.zephyr.target.ZephyrTarget`.
         board: a board's name or the path of its TOML file: the firmware is linked for it and runs
-            on its emulator. Without a board the target ``c`` runs on this machine.
+            on its emulator. Without a board the target ``c`` runs on this machine. The target
+            ``zephyr`` takes Zephyr's own names.
         name: prefix of every C symbol and file name, so that several models share a firmware.
         out_dir: where the files go; without it a temporary folder that lives as long as the
             artifact.
         toolchain: what compiles firmware: ``zig`` or ``gnu``; without it the first that is
-            installed.
+            installed. Zephyr's are ``zephyr``, ``gnuarmemb`` and ``cross-compile``.
         fallback: what becomes of an operator of a quantised network that has no integer form:
             ``error``, or ``float``, which computes it between a dequantize and a quantize.
         optimize: how kernels in assembly (for the DSP extension of Cortex-M4, M7, M33, and for
@@ -69,9 +73,9 @@ def build(
         MissingToolError: no compiler or emulator is installed.
         CompressError: the compiler refused the sources, or the firmware did not run.
     """
-    chosen = get_target(target)
+    chosen = target if isinstance(target, Target) else get_target(target)
     place = None if out_dir is None else _folder(Path(out_dir))
-    where = _limited(board, limits_of, flash_limit, ram_limit)
+    where = _limited(chosen.name, board, limits_of, flash_limit, ram_limit)
     number = isinstance(optimize, int | float) and not isinstance(optimize, bool)
     if not (0.0 < optimize < inf if number else optimize in get_args(Goal)):  # type: ignore[operator]
         raise OptionError(
@@ -109,6 +113,7 @@ def prepare(mod: tvm.IRModule, fallback: str = "error") -> tvm.IRModule:
 
 
 def _limited(
+    target: str,
     board: str | PathLike[str] | None,
     limits_of: str | PathLike[str] | None,
     flash_limit: int | None,
@@ -124,6 +129,11 @@ def _limited(
         raise OptionError(
             f"{' and '.join(given)} was given and no board; expected the board that is to run the "
             "firmware too, such as mps2-an386. Name one or leave the limit out."
+        )
+    if target not in ("c", "reference"):
+        raise OptionError(
+            f"{' and '.join(given)} was given for the target {target}, which links nothing by our "
+            "boards' sizes; expected the target c. Leave the limit out."
         )
     other = None if limits_of is None else str(limits_of)
     return limit_board(get_board(where), other, flash_limit, ram_limit)

@@ -129,6 +129,11 @@ class FirmwareArtifact(Artifact):
         return {**self.sources, self.firmware.elf.name: self.firmware.elf}
 
     @property
+    def has_size(self) -> bool:
+        """A firmware is linked."""
+        return True
+
+    @property
     def size(self) -> Size:
         """Bytes of flash and RAM of the whole firmware, start-up code and harness included."""
         size = self.firmware.size

@@ -24,7 +24,10 @@ def test_each_target_has_the_name_that_it_is_known_by(name: str) -> None:
 def test_an_unknown_target_is_told_the_known_ones() -> None:
     with pytest.raises(OptionError) as caught:
         get_target("gpu")
-    assert str(caught.value) == "There is no target 'gpu'; expected one of c, reference."
+    assert (
+        str(caught.value)
+        == "There is no target 'gpu'; expected one of arduino, c, reference, zephyr."
+    )
 
 
 def test_the_list_imports_no_target() -> None:

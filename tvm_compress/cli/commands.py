@@ -69,6 +69,15 @@ _RamLimit = Annotated[
     int | None,
     typer.Option(metavar="BYTES", show_default=False, help="Fit as many bytes of RAM."),
 ]
+_TargetOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target-option",
+        metavar="NAME=VALUE",
+        show_default=False,
+        help="An option of the target, such as stack-bytes=8192 of zephyr; may be repeated.",
+    ),
+]
 _Toolchain = Annotated[
     str | None,
     typer.Option(
@@ -668,6 +677,7 @@ def build(
     target: Annotated[str, typer.Option(metavar="TARGET", help="What to build for.")] = "c",
     board: _Board = None,
     name: Annotated[str, typer.Option(help="Prefix of every symbol and file name.")] = "model",
+    target_option: _TargetOptions = None,
     toolchain: _Toolchain = None,
     fallback: _Fallback = "error",
     optimize: _Optimize = "balanced",
@@ -680,10 +690,11 @@ def build(
     """Write a network as source and firmware, and show what it takes of flash and RAM."""
     from tvm_compress.build import build
     from tvm_compress.cli import show
+    from tvm_compress.targets import get_target
 
     artifact = build(
         _load(model, shape),
-        target,
+        get_target(target, target_option or ()),
         board=board,
         name=name,
         out_dir=output,
@@ -696,9 +707,9 @@ def build(
     )
     # Sizes are those of a firmware, and a firmware is linked for a board.
     if json:
-        show.as_json(show.build_as_dict(artifact, sized=board is not None))
+        show.as_json(show.build_as_dict(artifact, sized=artifact.has_size))
     else:
-        show.build(artifact, sized=board is not None)
+        show.build(artifact, sized=artifact.has_size)
 
 
 @app.command(
@@ -708,7 +719,9 @@ def run(
     model: _Model,
     target: Annotated[
         str,
-        typer.Option(metavar="TARGET", help="reference (numpy), or c: this machine, or a board."),
+        typer.Option(
+            metavar="TARGET", help="reference (numpy); c: this machine, or a board; zephyr."
+        ),
     ] = "reference",
     board: _Board = None,
     input: Annotated[
@@ -728,6 +741,7 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="Count instructions layer by layer.")
     ] = False,
+    target_option: _TargetOptions = None,
     toolchain: _Toolchain = None,
     engine: Annotated[
         str | None,
@@ -749,6 +763,7 @@ def run(
     from tvm_compress.build import build
     from tvm_compress.cli import arrays, show
     from tvm_compress.files import check_output
+    from tvm_compress.targets import get_target
 
     if output is not None:
         check_output(output)
@@ -756,7 +771,7 @@ def run(
     inputs = _inputs(mod, input, random)
     artifact = build(
         mod,
-        target,
+        get_target(target, target_option or ()),
         board=board,
         toolchain=toolchain,
         fallback=fallback,
