@@ -106,7 +106,9 @@ class NarrowWeights(InputsPass):
         shares = self._shares(mod)
         if not shares:
             return mod
-        grams = _grams(mod, inputs, list(shares.values()), self.seed)
+        from tvm_compress.training.output_grams import output_grams
+
+        grams = output_grams(mod, inputs, [layer for layer, _ in shares.values()], seed=self.seed)
         integers, named = qdq.integer_parameters(mod), ir.parameters(mod)
         new: dict[str, _Array] = {}
         scales: dict[str, _Array] = {}
@@ -114,11 +116,10 @@ class NarrowWeights(InputsPass):
             weight, bias = layer.weight, layer.bias
             value = np.moveaxis(named[weight].value, layer.axis, 0)
             scale = np.broadcast_to(integers[weight].scale.ravel(), len(value)).copy()
-            rows = value.reshape(len(value), -1) * scale[:, None]
-            chosen = self._narrow(rows, grams[weight], share)
+            levels = value.reshape(len(value), -1).copy()
+            chosen = self._narrow(levels * scale[:, None], grams[weight], share)
             if not chosen:
                 continue
-            levels = value.reshape(len(value), -1).copy()
             factor = np.ones(len(value))
             shift = np.zeros(len(value))
             for row, (narrowed, at) in chosen.items():
@@ -178,7 +179,7 @@ def _layers(mod: tvm.IRModule) -> list[Rows]:
 
     function = ir.main_function(mod)
     integers, uses = qdq.integer_parameters(mod), edge.use_counts(function)
-    quantised, weights = ir.dequantized(function), ir.weights(mod)
+    quantised, weights, named = ir.dequantized(function), ir.weights(mod), ir.parameters(mod)
     found: dict[str, Rows] = {}
     sums: dict[Any, str] = {}  # a layer's sum, by its variable
     for binding in ir.bindings(function):
@@ -192,10 +193,9 @@ def _layers(mod: tvm.IRModule) -> list[Rows]:
         elif edge.op_name(call) == "relax.add" and call.args[0] in sums:
             name, bias = sums[call.args[0]], quantised.get(call.args[1], "")
             outputs = weights[name].parameter.shape[weights[name].output_axis]
-            if bias in integers and uses[call.args[1]] == 1:
-                held = ir.parameters(mod)[bias]
-                if not held.shared and held.value.size == outputs:
-                    found[name] = Rows(name, weights[name].output_axis, bias)
+            alone = bias in integers and uses[call.args[1]] == 1 and not named[bias].shared
+            if alone and named[bias].value.size == outputs:
+                found[name] = Rows(name, weights[name].output_axis, bias)
     return list(found.values())
 
 
@@ -214,14 +214,6 @@ def _can(call: Any, weight: ir.Weight, integers: Mapping[str, qdq.IntegerParamet
     columns = parameter.value.size // outputs
     fits = outputs * (columns + 1) ** 2 * 8 <= _MOST_BYTES
     return bool(along and fits and not how.zero_point.any())
-
-
-def _grams(
-    mod: tvm.IRModule, inputs: Any, layers: list[tuple[Rows, float]], seed: int
-) -> dict[str, NDArray[np.float64]]:
-    from tvm_compress.training.output_grams import output_grams
-
-    return output_grams(mod, inputs, [layer for layer, _ in layers], seed=seed)
 
 
 class _Narrowed(ir.Rewriter):

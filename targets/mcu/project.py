@@ -1,4 +1,4 @@
-"""What targets that write a project share: templates, the libm that goes with it, its folder."""
+"""What targets that write files share: their folder, templates, the libm that goes with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm_compress.files import write_whole
 
-__all__ = ["LIBM", "LIBM_FUNCTIONS", "read_templates", "write_project"]
+__all__ = ["LIBM", "LIBM_FUNCTIONS", "project_folder", "read_templates", "write_files"]
 
 # The text of libm.c, and its functions: name -> prototype. In a project each has the model's name
 # in front, so that it is linked whatever the C library has, and two models stand beside each other.
@@ -41,20 +41,18 @@ def read_templates(
     return texts
 
 
-def write_project(
-    texts: Mapping[str, str], out_dir: Path | None
-) -> tuple[Path, dict[str, Path], Any]:
-    """Write files by their path in ``out_dir``, or without it in a temporary folder.
+def project_folder(out_dir: Path | None) -> tuple[Path, Any]:
+    """Give ``out_dir``, or a temporary folder and what it lives as long as."""
+    if out_dir is not None:
+        return out_dir, None
+    scratch = tempfile.TemporaryDirectory(prefix="tvm-compress-")
+    return Path(scratch.name), scratch
 
-    Returns:
-        The folder, the files by their path in it, and what the temporary folder lives as long as.
-    """
-    scratch = None
-    if out_dir is None:
-        scratch = tempfile.TemporaryDirectory(prefix="tvm-compress-")
-        out_dir = Path(scratch.name)
-    files = {name: out_dir / name for name in texts}
+
+def write_files(texts: Mapping[str, str], folder: Path) -> dict[str, Path]:
+    """Write files by their path in a folder, each whole or not at all; gives their paths."""
+    files = {name: folder / name for name in texts}
     for name, text in texts.items():
         files[name].parent.mkdir(parents=True, exist_ok=True)
         write_whole(files[name], lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
-    return out_dir, files, scratch
+    return files

@@ -15,22 +15,18 @@ import tvm
 from numpy.typing import NDArray
 
 from tvm_compress.errors import CompressError, FlashError, OptionError
-from tvm_compress.files import write_whole
 from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Size, Target
 from tvm_compress.targets.mcu.boards import Board, get_board
-from tvm_compress.targets.mcu.dsp import preference
+from tvm_compress.targets.mcu.dsp import SCARCE, preference
 from tvm_compress.targets.mcu.firmware import Firmware, ModelSources, Profile, link_firmware
 from tvm_compress.targets.mcu.lower import lower
 from tvm_compress.targets.mcu.program import ARENA_ALIGNMENT, make_program
+from tvm_compress.targets.mcu.project import LIBM, project_folder, write_files
 from tvm_compress.targets.mcu.sources import check_name, write_sources
 from tvm_compress.targets.mcu.toolchain import find_toolchain, host_library
 from tvm_compress.tensors import check_samples, join_samples
 
 __all__ = ["CTarget", "FirmwareArtifact", "HostArtifact", "generate"]
-
-# What a byte is worth in a second attempt to fit the flash; the third one is for size.
-_SCARCE = 64.0
-_RUNTIME = Path(__file__).parent / "runtime"
 
 
 def generate(
@@ -73,10 +69,7 @@ class CTarget(Target):
     ) -> Artifact:
         """Write the sources, and link the firmware where a board is given."""
         chosen = None if board is None else get_board(board)
-        scratch = None
-        if out_dir is None:
-            scratch = tempfile.TemporaryDirectory(prefix="tvm-compress-")
-            out_dir = Path(scratch.name)
+        folder, scratch = project_folder(out_dir)
         if chosen is None:
             sources = generate(mod, name)
             if toolchain is not None:
@@ -84,35 +77,26 @@ class CTarget(Target):
                     f"The toolchain {toolchain} compiles for boards, and no board was given; name "
                     "a board or leave the toolchain out."
                 )
-            return HostArtifact(sources, _write(sources, out_dir), scratch)
+            return HostArtifact(sources, write_files(sources.files, folder), scratch)
         tools = find_toolchain(toolchain)
         prices: list[Optimize] = [optimize, *_scarcer(optimize)]
         for price in prices:
             sources = generate(mod, name, dsp=chosen.has_dsp, mve=chosen.has_mve, optimize=price)
             try:
-                firmware = link_firmware(sources, chosen, out_dir, tools)
+                firmware = link_firmware(sources, chosen, folder, tools)
                 break
             except FlashError:
                 # Only kernels in assembly weigh flash.
                 if price == prices[-1] or not any(file.endswith(".s") for file in sources.files):
                     raise
-        return FirmwareArtifact(firmware, _write(sources, out_dir), scratch)
+        return FirmwareArtifact(firmware, write_files(sources.files, folder), scratch)
 
 
 def _scarcer(optimize: Optimize) -> list[Optimize]:
     """Give what to optimize for where a firmware does not fit: flash that is worth more."""
-    steps: tuple[Optimize, ...] = (_SCARCE, "size")
+    steps: tuple[Optimize, ...] = (SCARCE, "size")
     asked = preference(optimize).byte_cost
     return [step for step in steps if preference(step).byte_cost > asked]
-
-
-def _write(sources: ModelSources, folder: Path) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, text in sources.files.items():
-        paths[name] = folder / name
-        write_whole(paths[name], lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
-    return paths
 
 
 @dataclass(frozen=True)
@@ -177,7 +161,7 @@ class HostArtifact(Artifact):
     @cached_property
     def _function(self) -> Callable[..., int]:
         with tempfile.TemporaryDirectory() as folder:
-            texts = {**self.model.files, "libm.c": (_RUNTIME / "libm.c").read_text()}
+            texts = {**self.model.files, "libm.c": LIBM}
             for name, text in texts.items():
                 (Path(folder) / name).write_text(text)
             # One unit, with the libm hidden: the process's own libm must not take its place.

@@ -10,12 +10,11 @@ import torch
 import tvm
 from numpy.typing import NDArray
 
-from tvm_compress import qdq
 from tvm_compress.errors import UnsupportedError
-from tvm_compress.tensors import input_specs, output_specs
+from tvm_compress.tensors import output_specs
 from tvm_compress.training.device import find_device, moved
 from tvm_compress.training.interpreter import TorchModule
-from tvm_compress.training.samples import check_samples
+from tvm_compress.training.samples import check_inputs
 
 __all__ = ["teacher_outputs"]
 
@@ -55,11 +54,7 @@ def teacher_outputs(
             f"Distillation: the network has {len(outputs)} outputs "
             f"({', '.join(spec.name for spec in outputs)}); expected one."
         )
-    inputs, mod = qdq.real_inputs(mod, inputs), qdq.with_reals(mod)
-    specs = input_specs(mod)
-    first = next(iter(inputs.values()), ()) if isinstance(inputs, Mapping) else inputs
-    count = len(np.atleast_1d(np.asarray(first)))
-    samples = check_samples("inputs", (inputs, np.zeros(count)), specs)
+    mod, samples = check_inputs(mod, inputs)
     net = TorchModule(mod, before_softmax=True).to(find_device(device))
     batches = []
     for start in range(0, len(samples), _BATCH):

@@ -27,10 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from tvm_compress import qdq
-from tvm_compress.tensors import input_specs
 from tvm_compress.training.interpreter import TorchModule
-from tvm_compress.training.samples import check_samples
+from tvm_compress.training.samples import check_inputs
 
 __all__ = ["Rows", "output_grams"]
 
@@ -75,10 +73,8 @@ def output_grams(
         DataError: inputs of a wrong name, shape or dtype, or that are not finite.
         UnsupportedError: an operator without a torch meaning.
     """
-    inputs, mod = qdq.real_inputs(mod, inputs), qdq.with_reals(mod)
-    first = next(iter(inputs.values()), ()) if isinstance(inputs, Mapping) else inputs
-    count = len(np.atleast_1d(np.asarray(first)))
-    samples = check_samples("inputs", (inputs, np.zeros(count)), input_specs(mod))
+    mod, samples = check_inputs(mod, inputs)
+    count = len(samples)
     net = TorchModule(mod, before_softmax=True)
     held = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     held = {name: value.detach() for name, value in held.items()}
@@ -90,7 +86,7 @@ def output_grams(
         outputs = functional_call(net, {**held, **chosen}, x)
         return (_flat(outputs) * weights).sum()
 
-    gradients = vmap(grad(combined), in_dims=(None, 0, *[0] * len(input_specs(mod))))
+    gradients = vmap(grad(combined), in_dims=(None, 0, *[0] * len(samples.specs)))
     found: dict[str, Tensor] = {}
     for start in range(0, count, _BATCH):
         batch = samples.batch(np.arange(start, min(start + _BATCH, count)))

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import tvm
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tvm_compress import qdq
 from tvm_compress.errors import DataError
-from tvm_compress.tensors import TensorSpec, check_classes
+from tvm_compress.tensors import TensorSpec, check_classes, input_specs
 
-__all__ = ["Samples", "check_labels", "check_samples", "check_targets"]
+__all__ = ["Samples", "check_inputs", "check_labels", "check_samples", "check_targets"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,20 @@ def check_samples(what: str, data: Any, specs: Sequence[TensorSpec]) -> Samples:
     if count == 0:
         raise DataError(f"The {what} has no samples; expected at least one.")
     return Samples(tuple(inputs), targets, tuple(specs))
+
+
+def check_inputs(
+    mod: tvm.IRModule, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]
+) -> tuple[tvm.IRModule, Samples]:
+    """Check inputs without targets; of a quantised network both become what takes real numbers.
+
+    Raises:
+        DataError: as :func:`check_samples`.
+    """
+    inputs, mod = qdq.real_inputs(mod, inputs), qdq.with_reals(mod)
+    first = next(iter(inputs.values()), ()) if isinstance(inputs, Mapping) else inputs
+    count = len(np.atleast_1d(np.asarray(first)))
+    return mod, check_samples("inputs", (inputs, np.zeros(count)), input_specs(mod))
 
 
 def _by_name(

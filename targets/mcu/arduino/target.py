@@ -14,7 +14,13 @@ from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Target
 from tvm_compress.targets.mcu.boards import Board, get_board
 from tvm_compress.targets.mcu.firmware import ModelSources
 from tvm_compress.targets.mcu.harness import harness_header
-from tvm_compress.targets.mcu.project import LIBM, LIBM_FUNCTIONS, read_templates, write_project
+from tvm_compress.targets.mcu.project import (
+    LIBM,
+    LIBM_FUNCTIONS,
+    project_folder,
+    read_templates,
+    write_files,
+)
 from tvm_compress.targets.mcu.target import CTarget, generate
 
 __all__ = ["ArduinoArtifact", "ArduinoTarget", "library_files"]
@@ -51,7 +57,8 @@ class ArduinoTarget(Target):
         core = None if board is None else get_board(board)
         extensions = {} if core is None else {"dsp": core.has_dsp, "mve": core.has_mve}
         model = generate(mod, name, optimize=optimize, **extensions)
-        _, files, scratch = write_project(library_files(model), out_dir)
+        folder, scratch = project_folder(out_dir)
+        files = write_files(library_files(model), folder)
         host = CTarget().build(mod, name=name, board=None, out_dir=None, optimize=optimize)
         return ArduinoArtifact(files, host, scratch)
 

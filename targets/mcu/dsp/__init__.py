@@ -14,6 +14,7 @@ from tvm_compress.targets.mcu.dsp.residual import Addition
 
 __all__ = [
     "PREFERENCES",
+    "SCARCE",
     "Preference",
     "dsp_kernel",
     "dsp_kernels",

@@ -28,6 +28,7 @@ about equally full.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -100,7 +101,7 @@ def step_of(size: int, count: int) -> int:
     return -(-max(size - _REACH, 0) // (count - 1)) if count > 1 else 0
 
 
-class _Layout:
+class _Layout(ABC):
     """How the weights of a channel become vectors; see the module's docstring.
 
     Args:
@@ -130,33 +131,25 @@ class _Layout:
         """Bytes from the window's first one on that may be read."""
         return self.size
 
-    @cached_property
+    @property
+    @abstractmethod
     def least(self) -> list[int]:
         """The least number of vectors of each channel."""
-        raise NotImplementedError
 
     def count(self, channels: Sequence[int]) -> int | None:
         """Give the least number of vectors that all of these channels can have, or None."""
         return self.least[0]
 
+    @abstractmethod
     def step(self, count: int) -> int:
         """Give the bytes from the base of one of ``count`` vectors to that of the next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chunks(self, channels: Sequence[int], count: int) -> list[Array]:
         """Give the bytes of the stream of each vector, uint8, for at most ``chunk`` channels.
 
         First what VLDM loads: all channels' first registers, then the second ones.
         """
-        packed = [self.pack(channel, count) for channel in channels]
-        found = []
-        for loaded, rest in (zip(*vector, strict=True) for vector in zip(*packed, strict=True)):
-            found.append(np.concatenate([np.stack(loaded).swapaxes(0, 1).reshape(-1), *rest]))
-        return found
-
-    def pack(self, channel: int, count: int) -> list[tuple[Array, Array]]:
-        """Give each vector of a channel, uint8: the registers that VLDM loads, and the rest."""
-        raise NotImplementedError
 
     def head(self) -> Array:
         """Give the bytes that begin the stream of a call."""
@@ -171,11 +164,12 @@ class _Layout:
         return channels * self.vector_bytes
 
     def begin(self, out: VectorAssembler) -> None:
-        """Read :meth:`front`."""
+        """Read :meth:`front`, where there is something to read."""
+        return
 
+    @abstractmethod
     def emit(self, out: VectorAssembler, sums: Sequence[str]) -> None:
         """Multiply one vector of each of at most ``chunk`` channels."""
-        raise NotImplementedError
 
     @cached_property
     def values(self) -> Array:
@@ -207,6 +201,21 @@ class _Layout:
         with out.low_overhead(_CODES):
             out.op("ldrb r2, [r4], #1", "lsl r2, r2, #8")
             out.op("vadd.i16 q2, q0, r2", "vadd.i16 q3, q1, r2", "vstmia r0!, {d4-d7}")
+
+
+class _Whole(_Layout):
+    """Vectors of one output channel each."""
+
+    def chunks(self, channels: Sequence[int], count: int) -> list[Array]:
+        packed = [self.pack(channel, count) for channel in channels]
+        found = []
+        for loaded, rest in (zip(*vector, strict=True) for vector in zip(*packed, strict=True)):
+            found.append(np.concatenate([np.stack(loaded).swapaxes(0, 1).reshape(-1), *rest]))
+        return found
+
+    @abstractmethod
+    def pack(self, channel: int, count: int) -> list[tuple[Array, Array]]:
+        """Give each vector of a channel, uint8: the registers that VLDM loads, and the rest."""
 
 
 class _Coded(_Layout):
@@ -277,7 +286,7 @@ class _Places(_Layout):
             yield places, weights.reshape(-1)
 
 
-class _Gaps(_Places):
+class _Gaps(_Whole, _Places):
     name = "gaps"
     vector_bytes = 32
     chunk = 3
@@ -295,7 +304,7 @@ class _Gaps(_Places):
             out.op(f"vmladava.s8 {total}, q{n + i}, q{6 + i % 2}")
 
 
-class _GapCodes(_Coded, _Places):
+class _GapCodes(_Coded, _Whole, _Places):
     name = "gap_codes"
     vector_bytes = 24
 
@@ -368,7 +377,7 @@ class _HalfGapCodes(_Coded, _HalfGaps):
         return "q7"
 
 
-class _Blocks(_Places):
+class _Blocks(_Whole, _Places):
     name = "blocks"
     vector_bytes = 20
     unit, entries = 4, 4
@@ -384,7 +393,7 @@ class _Blocks(_Places):
             out.op(f"vmladava.s8 {total}, q{i}, q7")
 
 
-class _BlockCodes(_Coded, _Places):
+class _BlockCodes(_Coded, _Whole, _Places):
     name = "block_codes"
     vector_bytes = 12
     unit, entries = 4, 4
@@ -408,7 +417,7 @@ def _gather_blocks(out: VectorAssembler) -> None:
     out.op("vldrb.u32 q6, [r1], #4", f"vldrw.u32 q7, [{_WINDOW}, q6, uxtw #2]")
 
 
-class _Bank(_Layout):
+class _Bank(_Whole):
     name = "bank"
     vector_bytes = 16
     table_bytes = _REACH
@@ -469,7 +478,7 @@ class _Bank(_Layout):
             out.op("vstrb.8 q0, [r0], #16")
 
 
-class _DenseCodes(_Coded):
+class _DenseCodes(_Coded, _Whole):
     name = "dense_codes"
     vector_bytes = 8
 

@@ -1,8 +1,8 @@
-"""What Zephyr calls its boards, and what their cores have that kernels in assembly need.
+"""What Zephyr calls its boards.
 
-A Zephyr tree says everything else of a board. Until 3.6 boards have names such as ``mps2_an385``,
-from 3.7 on names such as ``mps2/an385``; most old names are the new ones with underscores, and the
-others are listed here.
+What their cores have is told by the boards of the target ``c``, and everything else by a Zephyr
+tree. Until 3.6 boards have names such as ``mps2_an385``, from 3.7 on names such as ``mps2/an385``;
+most old names are the new ones with underscores, and the others are listed here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from tvm_compress.errors import OptionError
+from tvm_compress.targets.mcu.boards import get_board
 
 __all__ = ["BOARDS", "ZephyrBoard", "board_in_tree", "get_zephyr_board", "plain"]
 
@@ -26,28 +27,41 @@ class ZephyrBoard:
 
     Attributes:
         names: Zephyr's names of it, the newest first, then the name that the target ``c`` knows.
-        kernels: what kernels of integer layers are written in: plain C, which every core runs, or
-            assembly for the DSP extension or for MVE.
-        machine: QEMU's name of the machine, or None where QEMU has none.
+        known_as: the last of them, by which the target ``c`` tells what its core has; None where
+            nothing is known but the name.
     """
 
     names: tuple[str, ...]
-    kernels: Kernels = "c"
-    machine: str | None = None
+    known_as: str | None = None
+
+    @property
+    def kernels(self) -> Kernels:
+        """What kernels of integer layers are written in: C, or assembly for an extension."""
+        core = None if self.known_as is None else get_board(self.known_as)
+        if core is None:
+            return "c"
+        return "mve" if core.has_mve else "dsp" if core.has_dsp else "c"
+
+    @property
+    def machine(self) -> str | None:
+        """QEMU's name of the machine, or None where QEMU has none."""
+        return None if self.known_as is None else get_board(self.known_as).qemu_machine
 
 
-# The CPU0 of the AN521 has neither FPU nor DSP extension.
-BOARDS = (
-    ZephyrBoard(("mps2/an385", "mps2-an385"), "c", "mps2-an385"),
-    ZephyrBoard(("mps2/an386", "mps2-an386"), "dsp", "mps2-an386"),
-    ZephyrBoard(("mps2/an500", "mps2-an500"), "dsp", "mps2-an500"),
-    ZephyrBoard(("mps2/an521/cpu0", "mps2_an521", "mps2-an521"), "c", "mps2-an521"),
-    ZephyrBoard(("mps3/corstone300/an547", "mps3/an547", "mps3-an547"), "mve", "mps3-an547"),
-    ZephyrBoard(("qemu_cortex_m3", "lm3s6965evb"), "c", "lm3s6965evb"),
-    ZephyrBoard(("nucleo_l4r5zi",), "dsp"),
-    ZephyrBoard(("nucleo_h743zi",), "dsp"),
-    ZephyrBoard(("stm32f746g_disco",), "dsp"),
-    ZephyrBoard(("nrf5340dk/nrf5340/cpuapp", "nrf5340dk"), "dsp"),
+BOARDS = tuple(
+    ZephyrBoard(names, names[-1])
+    for names in (
+        ("mps2/an385", "mps2-an385"),
+        ("mps2/an386", "mps2-an386"),
+        ("mps2/an500", "mps2-an500"),
+        ("mps2/an521/cpu0", "mps2_an521", "mps2-an521"),
+        ("mps3/corstone300/an547", "mps3/an547", "mps3-an547"),
+        ("qemu_cortex_m3", "lm3s6965evb"),
+        ("nucleo_l4r5zi",),
+        ("nucleo_h743zi",),
+        ("stm32f746g_disco",),
+        ("nrf5340dk/nrf5340/cpuapp", "nrf5340dk"),
+    )
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 
 from tvm_compress.errors import CompressError, MissingToolError, OptionError
 from tvm_compress.targets.artifact import Artifact, Inputs, Optimize, Size, Target
+from tvm_compress.targets.mcu import qemu
 from tvm_compress.targets.mcu.boards import Board
 from tvm_compress.targets.mcu.elf import read_elf
 from tvm_compress.targets.mcu.firmware import ModelSources
 from tvm_compress.targets.mcu.harness import pack_inputs
-from tvm_compress.targets.mcu.project import write_project
+from tvm_compress.targets.mcu.project import project_folder, write_files
 from tvm_compress.targets.mcu.target import generate
 from tvm_compress.targets.mcu.zephyr.boards import ZephyrBoard, board_in_tree, get_zephyr_board
 from tvm_compress.targets.mcu.zephyr.project import application_files
@@ -28,7 +28,7 @@ from tvm_compress.tensors import check_samples, join_samples
 
 __all__ = ["ZephyrArtifact", "ZephyrTarget"]
 
-_QEMU = "qemu-system-arm"
+_QEMU, _ = qemu.PROGRAMS["arm"]
 Array = NDArray[Any]
 
 
@@ -97,7 +97,8 @@ class ZephyrTarget(Target):
             definitions=self.definitions,
             extra_files=[Path(path) for path in self.extra_files],
         )
-        folder, files, scratch = write_project(texts, out_dir)
+        folder, scratch = project_folder(out_dir)
+        files = write_files(texts, folder)
         elf = None
         if tree is not None:
             elf = build_application(tree, folder, spelled, settings, self.cmake_args)
@@ -231,10 +232,9 @@ class ZephyrArtifact(Artifact):
                 "the application with `west flash`, or build it for mps2_an385."
             )
         self._built()
-        if shutil.which(_QEMU) is None:
+        if not qemu.available("arm"):
             raise MissingToolError(
-                f"The emulator {_QEMU} is not installed. Install it with: apt-get install "
-                "qemu-system-arm"
+                f"The emulator {_QEMU} is not installed. {qemu.how_to_get('arm')}"
             )
         return self.board.machine
 
