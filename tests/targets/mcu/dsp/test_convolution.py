@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tests.targets.mcu.dsp.judge import check
 from tests.targets.mcu.dsp.layers import SHAPES, expected, geometry, layer, pixels
 from tests.targets.mcu.dsp.machine import assemble, call
+from tests.targets.mcu.dsp.strategies import geometries
 from tvm_compress.targets.mcu.dsp import dsp_kernel
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
 from tvm_compress.targets.mcu.dsp.layer import IntegerLayer
@@ -154,17 +155,7 @@ def test_any_layer(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
-    window = data.draw(st.booleans())
-    kernel = (draw(1, 4), draw(1, 4)) if window else (1, 1)
-    strides = (draw(1, kernel[0] if kernel != (1, 1) else 3), draw(1, 3))
-    dilation = (draw(1, 2), draw(1, 3))
-    before, after = (
-        ((draw(0, kernel[0]), draw(0, kernel[1])) if kernel != (1, 1) else (0, 0)) for _ in range(2)
-    )
-    size = (draw(1, 8), draw(1, 8))
-    assume(all(size[i] + before[i] + after[i] > (kernel[i] - 1) * dilation[i] for i in range(2)))
-    inputs = draw(1, 12) * data.draw(st.sampled_from([1, 4]))
-    g = geometry(size, inputs, draw(1, 9), kernel, strides, before, after, dilation)
+    g = data.draw(geometries(8, 12, st.integers(1, 9)))
     one = layer(
         g,
         np.random.default_rng(draw(0, 1 << 20)),

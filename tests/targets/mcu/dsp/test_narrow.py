@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tests.targets.mcu.dsp.judge import check
 from tests.targets.mcu.dsp.layers import expected, geometry, layer, pixels
 from tests.targets.mcu.dsp.machine import assemble, call
+from tests.targets.mcu.dsp.strategies import geometries
 from tvm_compress.layouts.narrow import QUAD, TRIPLE, unnarrow_words
 from tvm_compress.layouts.paired import unpair_words
 from tvm_compress.targets.mcu.dsp.convolution import Convolution
@@ -292,19 +293,10 @@ def test_any_layer(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
-    window = data.draw(st.booleans())
-    kernel = (draw(1, 4), draw(1, 4)) if window else (1, 1)
-    strides = (draw(1, kernel[0] if kernel != (1, 1) else 3), draw(1, 3))
-    dilation = (draw(1, 2), draw(1, 3))
-    before, after = (
-        ((draw(0, kernel[0]), draw(0, kernel[1])) if kernel != (1, 1) else (0, 0)) for _ in range(2)
-    )
-    size = (draw(1, 6), draw(1, 6))
-    assume(all(size[i] + before[i] + after[i] > (kernel[i] - 1) * dilation[i] for i in range(2)))
     bits = data.draw(st.lists(st.sampled_from([4, 5, 6, 8]), min_size=3, max_size=14))
-    inputs = draw(1, 10) * data.draw(st.sampled_from([1, 4]))
+    g = data.draw(geometries(6, 10, st.just(len(bits))))
     one = layer(
-        geometry(size, inputs, len(bits), kernel, strides, before, after, dilation),
+        g,
         np.random.default_rng(draw(0, 1 << 20)),
         rounding=data.draw(st.sampled_from(["single", "double"])),
         uniform=data.draw(st.booleans()),
